@@ -1,0 +1,22 @@
+# The developer's commands. PYTHON=... picks the interpreter, ISAS=avx2 builds one instruction set.
+PYTHON ?= python
+ISAS ?= all
+BUILD ?= build/dev
+
+.PHONY: build test quick lint format clean
+build:  ## compile in place: python/convgrad/_cpu*.so
+	cmake -S . -B $(BUILD) -G Ninja -DCONVGRAD_ISAS="$(ISAS)" -DCMAKE_INSTALL_PREFIX=python \
+	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
+	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null
+	cmake --build $(BUILD)
+	cmake --install $(BUILD) > /dev/null
+test: build
+	PYTHONPATH=python $(PYTHON) -m pytest
+quick: build
+	PYTHONPATH=python $(PYTHON) -m pytest -m quick
+lint:
+	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+format:
+	ruff check --fix . ; ruff format . ; clang-format -i $$(git ls-files '*.cpp' '*.h')
+clean:
+	rm -rf build python/convgrad/*.so

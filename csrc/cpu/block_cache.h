@@ -1,0 +1,26 @@
+// Large blocks kept between steps: a fresh page costs more (2 us per 4 KB, measured) than many a
+// kernel, so blocks go back here, not to the operating system.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace convgrad::cpu {
+
+// 64-byte aligned, at least `bytes`; throws std::bad_alloc after the cache was emptied and tried
+// again. Any thread may release any block.
+void* allocate_block(int64_t bytes);
+void release_block(void* block) noexcept;
+void empty_block_cache() noexcept;
+
+struct BlockStats {
+  int64_t live_bytes, cached_bytes, peak_live_bytes;
+};
+BlockStats block_stats() noexcept;
+
+// For tests. While on, every block handed out is full of NaN (0xff bytes) between guard bands, so
+// that a value a kernel did not write shows. broken_guards() counts the blocks that came back with
+// a guard band overwritten.
+void poison_blocks(bool on) noexcept;
+int64_t broken_guards() noexcept;
+
+}  // namespace convgrad::cpu

@@ -1,0 +1,16 @@
+#include "parallel.h"
+#include "vec.h"
+
+namespace convgrad::cpu {
+namespace {
+
+template <class T>
+void add(Ops<T>&) {}
+
+}  // namespace
+
+namespace CONVGRAD_ISA {
+void add_optim(Ops<float>& table) { add(table); }
+void add_optim(Ops<double>& table) { add(table); }
+}  // namespace CONVGRAD_ISA
+}  // namespace convgrad::cpu

@@ -1,0 +1,42 @@
+// parallel_for: a loop over independent items on the threads of an Exec.
+#pragma once
+#include <cstdint>
+
+#include "cpu/thread_pool.h"
+#include "ops.h"
+
+namespace convgrad::cpu {
+namespace {
+
+// Below this much work (scalar multiply-adds, or elements read and written) waking a thread costs
+// more than it saves: about 10 us of one core.
+constexpr int64_t kSerialWork = 1 << 16;
+
+// body(item, thread) for each item in [0, items); `work` is the whole loop's, in the unit above.
+// `thread` < exec.threads names scratch space, nothing else may depend on it.
+template <class Body>
+inline void parallel_for(const Exec& exec, int64_t items, int64_t work, const Body& body) {
+  if (exec.threads <= 1 || items <= 1 || work < kSerialWork) {
+    for (int64_t item = 0; item < items; ++item) body(item, 0);
+    return;
+  }
+  run_items(
+      exec.threads, items,
+      [](void* arg, int64_t item, int thread) {
+        (*static_cast<const Body*>(arg))(item, thread);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// body(begin, end) over [0, n) in pieces of `grain` elements: for elementwise kernels.
+template <class Body>
+inline void parallel_ranges(const Exec& exec, int64_t n, int64_t grain, const Body& body) {
+  parallel_for(exec, (n + grain - 1) / grain, n, [&](int64_t item, int) {
+    const int64_t begin = item * grain;
+    body(begin, begin + grain < n ? begin + grain : n);
+  });
+}
+constexpr int64_t kGrain = 1 << 14;  // elements per piece of an elementwise kernel
+
+}  // namespace
+}  // namespace convgrad::cpu

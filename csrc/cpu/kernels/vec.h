@@ -1,0 +1,64 @@
+// Vectors of the instruction set this file is compiled for, by the compilers' vector extensions:
+// + - * / and comparisons work on them, and a scalar operand is broadcast.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace convgrad::cpu {
+namespace {
+
+#if defined(CONVGRAD_VECTOR_BYTES)
+constexpr int kVectorBytes = CONVGRAD_VECTOR_BYTES;
+#elif defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  // The same lanes at any address, for loads and stores.
+  typedef T unaligned
+      __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), __may_alias__));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+inline __attribute__((always_inline)) Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p);
+}
+template <class T>
+inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
+}
+// All lanes s; exact for -0.0 and NaN, unlike adding s to a zero vector.
+template <class T>
+inline __attribute__((always_inline)) Vec<T> broadcast(T s) {
+  Vec<T> v;
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = s;
+  return v;
+}
+// The first n lanes of p; the others are zero. 0 <= n <= lanes.
+template <class T>
+inline Vec<T> load_first(const T* p, int64_t n) {
+  Vec<T> v = {};
+  __builtin_memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
+  return v;
+}
+template <class T>
+inline void store_first(T* p, Vec<T> v, int64_t n) {
+  __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof(T));
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace
+}  // namespace convgrad::cpu

@@ -1,0 +1,96 @@
+// THE CONTRACT: every kernel once. Each backend fills one Ops<T> per type it computes in; an empty
+// slot is an import error.
+//
+// Rules, for all of them:
+//   - T is float or double on the CPU. Pointers are to the array's device.
+//   - Activations are channels-last (n, d, h, w, c), weights (k, taps, c / groups), all dense; a
+//     matrix is row-major. `rows` counts everything but the last axis.
+//   - Kernels overwrite their outputs, whatever was there; only the tape adds gradients.
+//   - Kernels never allocate. `<op>_workspace(shape, threads)` says how many bytes Exec::workspace
+//     must hold (64-byte aligned); ops without such a slot need none.
+//   - The same bits for any number of threads: reductions are partitioned by shape alone.
+//   - What changes from step to step (learning rate, counters, seeds) comes by pointer to the
+//     arrays' device, so that a captured GPU step reads it anew.
+//   - Outputs never overlap inputs unless the slot's comment allows it.
+#pragma once
+#include <cstdint>
+
+#include "shape.h"
+
+namespace convgrad {
+
+// Where and with what a kernel runs.
+struct Exec {
+  void* stream = nullptr;     // CUDA: the stream; CPU: unused
+  int threads = 1;            // CPU: at most this many threads; CUDA: unused
+  void* workspace = nullptr;  // at least <op>_workspace(...) bytes
+};
+
+// c (m, n) = op(a) op(b) + bias; op(a) is (m, k), stored (k, m) if trans_a; op(b) is (k, n), stored
+// (n, k) if trans_b. `batch` such products lie one after another; a stride of 0 repeats an operand.
+struct GemmShape {
+  int64_t m, n, k;
+  bool trans_a, trans_b;
+  int64_t batch = 1, stride_a = 0, stride_b = 0;  // in elements; c is dense
+};
+
+// Up to kMaxRank axes with strides in elements, of any sign or zero.
+constexpr int kMaxRank = 8;
+struct StridedShape {
+  int rank;
+  int64_t size[kMaxRank], src_stride[kMaxRank], dst_stride[kMaxRank];
+};
+
+template <class T>
+struct Ops {
+  // ---- conv ----
+  // y = x * w + b. b (k) may be null. x (n, in, c), w (k, taps, c / groups), y (n, out, k).
+  int64_t (*conv_forward_workspace)(const ConvShape&, int threads);
+  void (*conv_forward)(const Exec&, const ConvShape&, const T* x, const T* w, const T* b, T* y);
+  // dx = the adjoint of y in x, plus b (in_c) where not null: that makes it the forward pass of a
+  // transposed convolution.
+  int64_t (*conv_backward_input_workspace)(const ConvShape&, int threads);
+  void (*conv_backward_input)(const Exec&, const ConvShape&, const T* dy, const T* w, const T* b,
+                              T* dx);
+  // dw, and db (k) = sum of dy over n and pixels, where not null.
+  int64_t (*conv_backward_weight_workspace)(const ConvShape&, int threads);
+  void (*conv_backward_weight)(const Exec&, const ConvShape&, const T* dy, const T* x, T* dw,
+                               T* db);
+
+  // ---- linear ----
+  int64_t (*gemm_workspace)(const GemmShape&, int threads);
+  void (*gemm)(const Exec&, const GemmShape&, const T* a, const T* b, const T* bias, T* c);
+  // out (c) = the sum of x (rows, c) over rows, in blocks whose bounds follow from `rows` alone.
+  int64_t (*column_sum_workspace)(int64_t rows, int64_t c, int threads);
+  void (*column_sum)(const Exec&, int64_t rows, int64_t c, const T* x, T* out);
+
+  // ---- local: locally connected layers ----
+
+  // ---- pool ----
+
+  // ---- activation ----
+
+  // ---- softmax ----
+
+  // ---- loss ----
+
+  // ---- norm ----
+
+  // ---- move: layout, cat, pad, add, index ----
+  // dst = src, elementwise over `size`; src and dst differ in strides alone.
+  void (*copy)(const Exec&, const StridedShape&, const T* src, T* dst);
+  // out = a + b over n elements; out may be a or b.
+  void (*add)(const Exec&, int64_t n, const T* a, const T* b, T* out);
+
+  // ---- resample: interpolation ----
+
+  // ---- random: dropout ----
+
+  // ---- optim ----
+};
+
+// The backend's table for the instruction set or device in use.
+template <class T>
+const Ops<T>& ops();
+
+}  // namespace convgrad

@@ -1,0 +1,166 @@
+// What of array.h is the same for every backend.
+#include "array.h"
+
+#include <sstream>
+
+namespace convgrad::python {
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return "float32";
+    case DType::kFloat64: return "float64";
+    case DType::kInt64: return "int64";
+    case DType::kInt32: return "int32";
+    case DType::kUInt8: return "uint8";
+    case DType::kBool: return "bool";
+  }
+  return "?";
+}
+
+int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+    case DType::kInt64: return 8;
+    case DType::kFloat32:
+    case DType::kInt32: return 4;
+    default: return 1;
+  }
+}
+
+// Axes of length 1 say nothing about layout; an array without elements has every layout.
+bool Array::is_dense(Layout layout) const {
+  int64_t expected = 1;
+  const auto step = [&](int axis) {
+    if (shape[axis] != 1 && stride[axis] != expected) return false;
+    expected *= shape[axis];
+    return true;
+  };
+  if (size() == 0) return true;
+  const bool last = layout == Layout::kChannelsLast && rank > 1;
+  if (last && !step(1)) return false;
+  for (int axis = rank - 1; axis >= 0; --axis) {
+    if (last && axis == 1) continue;
+    if (!step(axis)) return false;
+  }
+  return true;
+}
+
+std::string Array::shape_text() const {
+  std::ostringstream out;
+  out << '(';
+  for (int i = 0; i < rank; ++i) out << shape[i] << (i + 1 < rank ? ", " : rank == 1 ? "," : "");
+  out << ')';
+  return out.str();
+}
+
+void value_error(const char* op, const std::string& text) {
+  throw py::value_error("[" + std::string(op) + "] " + text);
+}
+void type_error(const char* op, const std::string& text) {
+  throw py::type_error("[" + std::string(op) + "] " + text);
+}
+
+Array array_arg(const char* op, const char* name, py::handle object, DType dtype) {
+  Array a = array_arg(op, name, object);
+  if (a.dtype != dtype)
+    type_error(op, std::string(name) + " must be " + name_of(dtype) + ". Got " + name_of(a.dtype) +
+                       ".");
+  return a;
+}
+
+namespace {
+
+Array converted(const Array& a, Layout layout) {
+  Array out = empty(a.dtype, a.rank, a.shape, layout);
+  StridedShape s{};
+  s.rank = a.rank;
+  // Axes in the order of the output's memory, so that the kernel's inner loop writes densely.
+  int order[kMaxRank], n = 0;
+  const bool last = layout == Layout::kChannelsLast && a.rank > 1;
+  for (int axis = 0; axis < a.rank; ++axis)
+    if (!last || axis != 1) order[n++] = axis;
+  if (last) order[n++] = 1;
+  for (int i = 0; i < a.rank; ++i) {
+    s.size[i] = a.shape[order[i]];
+    s.src_stride[i] = a.stride[order[i]];
+    s.dst_stride[i] = out.stride[order[i]];
+  }
+  with_float_type("convert", a.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) { ops<T>().copy(exec, s, a.as<const T>(), out.as<T>()); });
+  });
+  return out;
+}
+
+}  // namespace
+
+Array dense_arg(const char* op, const char* name, py::handle object, Layout layout) {
+  Array a = array_arg(op, name, object);
+  if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
+    type_error(op, std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) +
+                       ".");
+  return a.is_dense(layout) ? a : converted(a, layout);
+}
+
+Array dense_arg_like(const char* op, const char* name, py::handle object, Layout layout,
+                     const Array& like) {
+  if (object.is_none()) return Array{};
+  Array a = dense_arg(op, name, object, layout);
+  if (a.dtype != like.dtype)
+    type_error(op, std::string(name) + " must have the input's dtype, " + name_of(like.dtype) +
+                       ". Got " + name_of(a.dtype) + ".");
+  return a;
+}
+
+Array signal_arg(const char* op, const char* name, py::handle object, int spatial,
+                 bool* unbatched) {
+  Array a = array_arg(op, name, object);
+  *unbatched = a.rank == spatial + 1;
+  if (!*unbatched && a.rank != spatial + 2)
+    value_error(op, std::string(name) + " must have " + std::to_string(spatial + 2) +
+                        " axes, (N, C, ...), or " + std::to_string(spatial + 1) +
+                        " without the batch. Got shape " + a.shape_text() + ".");
+  if (*unbatched) {
+    for (int i = a.rank; i > 0; --i) {
+      a.shape[i] = a.shape[i - 1];
+      a.stride[i] = a.stride[i - 1];
+    }
+    a.shape[0] = 1;
+    ++a.rank;
+  }
+  if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
+    type_error(op, std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) +
+                       ".");
+  return a.is_dense(Layout::kChannelsLast) ? a : converted(a, Layout::kChannelsLast);
+}
+
+void int_tuple(const char* op, const char* name, py::handle value, int count, int64_t* out) {
+  const auto as_int = [&](py::handle item) -> int64_t {
+    const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
+    if (!index) {
+      PyErr_Clear();
+      type_error(op, std::string(name) + " must be an int or a tuple of ints. Got " +
+                         std::string(py::repr(value)) + ".");
+    }
+    const long long v = PyLong_AsLongLong(index.ptr());
+    if (v == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      value_error(op, std::string(name) + " does not fit 64 bits. Got " +
+                          std::string(py::repr(value)) + ".");
+    }
+    return v;
+  };
+  if (!PyTuple_Check(value.ptr()) && !PyList_Check(value.ptr())) {
+    const int64_t v = as_int(value);
+    for (int i = 0; i < count; ++i) out[i] = v;
+    return;
+  }
+  const Py_ssize_t n = PySequence_Length(value.ptr());
+  if (n != count && n != 1)
+    value_error(op, std::string(name) + " must be an int or have " + std::to_string(count) +
+                        " entries. Got " + std::string(py::repr(value)) + ".");
+  for (int i = 0; i < count; ++i)
+    out[i] = as_int(py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), n == 1 ? 0 : i)));
+}
+
+}  // namespace convgrad::python

@@ -1,0 +1,133 @@
+// Arrays on their way in and out of the bindings: what every backend's arrays have in common.
+//
+// A binding takes `py::handle`s, wraps each in Array (which checks and describes it), asks for
+// outputs by empty_*(), and runs a kernel through run(). Each backend implements the few functions
+// at the end (array_numpy.cpp; one day array_cupy.cpp).
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "ops.h"
+
+namespace convgrad::python {
+
+namespace py = pybind11;
+
+enum class DType { kFloat32, kFloat64, kInt64, kInt32, kUInt8, kBool };
+const char* name_of(DType dtype);
+int64_t size_of(DType dtype);
+template <class T>
+constexpr DType dtype_of();
+template <>
+constexpr DType dtype_of<float>() { return DType::kFloat32; }
+template <>
+constexpr DType dtype_of<double>() { return DType::kFloat64; }
+template <>
+constexpr DType dtype_of<int64_t>() { return DType::kInt64; }
+template <>
+constexpr DType dtype_of<int32_t>() { return DType::kInt32; }
+template <>
+constexpr DType dtype_of<uint8_t>() { return DType::kUInt8; }
+
+// How the elements of an array lie in memory, densely.
+enum class Layout {
+  kChannelsLast,  // axis order 0, 2, 3, ..., 1: activations and weights
+  kC,             // axis order 0, 1, 2, ...: matrices, rows
+};
+
+// A described array. Strides are in elements and may be negative or zero.
+struct Array {
+  py::object object;  // keeps the memory alive
+  void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int rank = 0;
+  int64_t shape[kMaxRank] = {}, stride[kMaxRank] = {};
+
+  int64_t size() const {
+    int64_t n = 1;
+    for (int i = 0; i < rank; ++i) n *= shape[i];
+    return n;
+  }
+  template <class T>
+  T* as() const { return static_cast<T*>(data); }
+  explicit operator bool() const { return data != nullptr || rank > 0; }
+  bool is_dense(Layout layout) const;
+  std::string shape_text() const;  // "(2, 3)"
+};
+
+// Throws ValueError, resp. TypeError, "[op] " + text.
+[[noreturn]] void value_error(const char* op, const std::string& text);
+[[noreturn]] void type_error(const char* op, const std::string& text);
+
+// The array behind `object`; TypeError unless it is of this backend, float32, float64 or an integer
+// type above, of native byte order and aligned.
+Array array_arg(const char* op, const char* name, py::handle object);
+// The same, of exactly `dtype`.
+Array array_arg(const char* op, const char* name, py::handle object, DType dtype);
+// The same, float32 or float64, and dense in `layout`: converted into a new array where it is not.
+Array dense_arg(const char* op, const char* name, py::handle object, Layout layout);
+// dense_arg whose dtype must be `like`'s; an empty Array for None.
+Array dense_arg_like(const char* op, const char* name, py::handle object, Layout layout,
+                     const Array& like);
+// dense_arg for a signal with or without batch axis: rank spatial + 2 or spatial + 1. The latter
+// comes back with a leading axis of 1, and unbatched = true.
+Array signal_arg(const char* op, const char* name, py::handle object, int spatial,
+                 bool* unbatched);
+
+// Uninitialised arrays from the backend's memory pool.
+Array empty(DType dtype, int rank, const int64_t* shape, Layout layout);
+// The array as the caller sees it; unbatched drops the leading axis (of length 1).
+py::object result(const Array& array, bool unbatched = false);
+
+// An int, or a sequence of `count` ints, into out[0 .. count).
+void int_tuple(const char* op, const char* name, py::handle value, int count, int64_t* out);
+
+// Calls fn(T{}) with T = float or double; TypeError for any other dtype.
+template <class Fn>
+decltype(auto) with_float_type(const char* op, DType dtype, Fn&& fn) {
+  if (dtype == DType::kFloat32) return fn(float{});
+  if (dtype == DType::kFloat64) return fn(double{});
+  type_error(op, std::string("The arrays must be float32 or float64. Got ") + name_of(dtype) + ".");
+}
+
+// ---- the backend's ----
+int num_threads();
+void set_num_threads(int n);
+void* current_stream();
+
+// A workspace of `bytes`, held as long as it lives.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+// kernel(exec) with the GIL dropped; `workspace_bytes(threads)` tells the workspace it needs.
+template <class WorkspaceBytes, class Kernel>
+void run(const WorkspaceBytes& workspace_bytes, const Kernel& kernel) {
+  Exec exec;
+  exec.threads = num_threads();
+  exec.stream = current_stream();
+  const Workspace workspace(workspace_bytes(exec.threads));
+  exec.workspace = workspace.data();
+  py::gil_scoped_release unlocked;
+  kernel(static_cast<const Exec&>(exec));
+}
+template <class Kernel>
+void run(const Kernel& kernel) {
+  run([](int) { return int64_t{0}; }, kernel);
+}
+
+void bind_backend(py::module_& m);  // threads, memory, instruction set
+
+}  // namespace convgrad::python

@@ -1,0 +1,236 @@
+#include "array.h"
+
+namespace convgrad::python {
+namespace {
+
+// "conv2d": the op as the caller named it, for errors.
+const char* op_name(bool transposed, int spatial) {
+  static const char* const names[2][4] = {
+      {"conv", "conv1d", "conv2d", "conv3d"},
+      {"conv_transpose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}};
+  return names[transposed][spatial >= 1 && spatial <= 3 ? spatial : 0];
+}
+
+// padding: an int, a tuple of ints, a tuple of (low, high) pairs, 'same' or 'valid'.
+void parse_padding(const char* op, py::handle padding, ConvArgs& a) {
+  if (py::isinstance<py::str>(padding)) {
+    const std::string word = py::cast<std::string>(padding);
+    if (word != "same" && word != "valid")
+      value_error(op, "padding must be ints, 'same' or 'valid'. Got '" + word + "'.");
+    a.same = word == "same";
+    for (int i = 0; i < 3; ++i) a.pad_lo[i] = a.pad_hi[i] = 0;
+    return;
+  }
+  a.same = false;
+  const bool pairs = PyTuple_Check(padding.ptr()) && PyTuple_Size(padding.ptr()) == a.spatial &&
+                     PyTuple_Check(PyTuple_GetItem(padding.ptr(), 0));
+  if (!pairs) {
+    int_tuple(op, "padding", padding, a.spatial, a.pad_lo);
+    for (int i = 0; i < a.spatial; ++i) a.pad_hi[i] = a.pad_lo[i];
+    return;
+  }
+  for (int i = 0; i < a.spatial; ++i) {
+    int64_t pair[2];
+    int_tuple(op, "padding", PyTuple_GetItem(padding.ptr(), i), 2, pair);
+    a.pad_lo[i] = pair[0];
+    a.pad_hi[i] = pair[1];
+  }
+}
+
+ConvArgs conv_args(const char* op, int spatial, py::handle stride, py::handle padding,
+                   py::handle dilation, int64_t groups) {
+  ConvArgs a{};
+  a.spatial = spatial;
+  a.groups = groups;
+  int_tuple(op, "stride", stride, spatial, a.stride);
+  int_tuple(op, "dilation", dilation, spatial, a.dilation);
+  parse_padding(op, padding, a);
+  return a;
+}
+
+int spatial_of(bool transposed, const Array& w) {
+  if (w.rank < 3 || w.rank > 5)
+    value_error(op_name(transposed, 0),
+                "The weight must have 3 to 5 axes, (K, C / groups, ...). Got shape " +
+                    w.shape_text() + ".");
+  return w.rank - 2;
+}
+
+int64_t bias_size(const char* op, const Array& b) {
+  if (!b) return -1;
+  if (b.rank != 1) value_error(op, "bias must have 1 axis. Got shape " + b.shape_text() + ".");
+  return b.shape[0];
+}
+
+// (n, c, *size) without the lifted axes.
+Array empty_signal(DType dtype, int spatial, int64_t n, int64_t c, const int64_t size[3]) {
+  int64_t shape[5] = {n, c};
+  for (int i = 0; i < spatial; ++i) shape[2 + i] = size[3 - spatial + i];
+  return empty(dtype, spatial + 2, shape, Layout::kChannelsLast);
+}
+
+void check_gradient(const char* op, const Array& dy, int64_t n, int64_t c, const int64_t size[3],
+                    int spatial) {
+  bool equal = dy.shape[0] == n && dy.shape[1] == c;
+  for (int i = 0; i < spatial; ++i) equal = equal && dy.shape[2 + i] == size[3 - spatial + i];
+  if (!equal) value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
+}
+
+template <class T>
+void forward(const ConvShape& s, const Array& x, const Array& w, const Array& b, const Array& y) {
+  run([&](int threads) { return ops<T>().conv_forward_workspace(s, threads); },
+      [&](const Exec& exec) {
+        ops<T>().conv_forward(exec, s, x.as<T>(), w.as<T>(), b.as<T>(), y.as<T>());
+      });
+}
+template <class T>
+void backward_input(const ConvShape& s, const Array& dy, const Array& w, const Array& b,
+                    const Array& dx) {
+  run([&](int threads) { return ops<T>().conv_backward_input_workspace(s, threads); },
+      [&](const Exec& exec) {
+        ops<T>().conv_backward_input(exec, s, dy.as<T>(), w.as<T>(), b.as<T>(), dx.as<T>());
+      });
+}
+template <class T>
+void backward_weight(const ConvShape& s, const Array& dy, const Array& x, const Array& dw,
+                     const Array& db) {
+  run([&](int threads) { return ops<T>().conv_backward_weight_workspace(s, threads); },
+      [&](const Exec& exec) {
+        ops<T>().conv_backward_weight(exec, s, dy.as<T>(), x.as<T>(), dw.as<T>(), db.as<T>());
+      });
+}
+
+py::object conv_forward(py::handle x_, py::handle w_, py::handle b_, py::handle stride,
+                        py::handle padding, py::handle dilation, int64_t groups) {
+  const Array w = dense_arg("conv", "weight", w_, Layout::kChannelsLast);
+  const int spatial = spatial_of(false, w);
+  const char* op = op_name(false, spatial);
+  bool unbatched;
+  const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
+  if (x.dtype != w.dtype)
+    type_error(op, std::string("input and weight must have one dtype. Got ") + name_of(x.dtype) +
+                       " and " + name_of(w.dtype) + ".");
+  const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
+  const ConvShape s = make_conv_shape(op, x.shape, w.shape, bias_size(op, b),
+                                      conv_args(op, spatial, stride, padding, dilation, groups));
+  const Array y = empty_signal(x.dtype, spatial, s.n, s.out_c, s.out);
+  with_float_type(op, x.dtype, [&](auto t) { forward<decltype(t)>(s, x, w, b, y); });
+  return result(y, unbatched);
+}
+
+// dx of conv_forward. x_shape is the input's, with its batch axis if it had one.
+py::object conv_backward_input(py::handle dy_, py::handle w_, const py::tuple& x_shape,
+                               py::handle stride, py::handle padding, py::handle dilation,
+                               int64_t groups) {
+  const Array w = dense_arg("conv", "weight", w_, Layout::kChannelsLast);
+  const int spatial = spatial_of(false, w);
+  const char* op = op_name(false, spatial);
+  bool unbatched;
+  const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  int64_t shape[5] = {1};
+  int_tuple(op, "x_shape", x_shape, spatial + 2 - unbatched, shape + unbatched);
+  const ConvShape s = make_conv_shape(op, shape, w.shape, -1,
+                                      conv_args(op, spatial, stride, padding, dilation, groups));
+  check_gradient(op, dy, s.n, s.out_c, s.out, spatial);
+  const Array dx = empty_signal(dy.dtype, spatial, s.n, s.in_c, s.in);
+  with_float_type(op, dy.dtype, [&](auto t) { backward_input<decltype(t)>(s, dy, w, Array{}, dx); });
+  return result(dx, unbatched);
+}
+
+// (dw, db) of conv_forward; db is None unless with_bias.
+py::tuple conv_backward_weight(py::handle dy_, py::handle x_, const py::tuple& w_shape,
+                               py::handle stride, py::handle padding, py::handle dilation,
+                               int64_t groups, bool with_bias) {
+  const int spatial = static_cast<int>(w_shape.size()) - 2;
+  const char* op = op_name(false, spatial);
+  bool unbatched;
+  const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
+  const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  int64_t shape[5];
+  int_tuple(op, "w_shape", w_shape, spatial + 2, shape);
+  const ConvShape s = make_conv_shape(op, x.shape, shape, -1,
+                                      conv_args(op, spatial, stride, padding, dilation, groups));
+  check_gradient(op, dy, s.n, s.out_c, s.out, spatial);
+  const Array dw = empty(x.dtype, spatial + 2, shape, Layout::kChannelsLast);
+  const Array db = with_bias ? empty(x.dtype, 1, &s.out_c, Layout::kC) : Array{};
+  with_float_type(op, x.dtype, [&](auto t) { backward_weight<decltype(t)>(s, dy, x, dw, db); });
+  return py::make_tuple(result(dw), with_bias ? result(db) : py::none());
+}
+
+py::object conv_transpose_forward(py::handle x_, py::handle w_, py::handle b_, py::handle stride,
+                                  py::handle padding, py::handle output_padding, int64_t groups,
+                                  py::handle dilation) {
+  const Array w = dense_arg("conv_transpose", "weight", w_, Layout::kChannelsLast);
+  const int spatial = spatial_of(true, w);
+  const char* op = op_name(true, spatial);
+  bool unbatched;
+  const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
+  if (x.dtype != w.dtype)
+    type_error(op, std::string("input and weight must have one dtype. Got ") + name_of(x.dtype) +
+                       " and " + name_of(w.dtype) + ".");
+  const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
+  ConvArgs a = conv_args(op, spatial, stride, padding, dilation, groups);
+  int_tuple(op, "output_padding", output_padding, spatial, a.output_pad);
+  const ConvShape s = make_conv_transpose_shape(op, x.shape, w.shape, bias_size(op, b), a);
+  const Array y = empty_signal(x.dtype, spatial, s.n, s.in_c, s.in);
+  with_float_type(op, x.dtype, [&](auto t) { backward_input<decltype(t)>(s, x, w, b, y); });
+  return result(y, unbatched);
+}
+
+// The shape of a transposed convolution whose output (here: its gradient) is known.
+ConvShape transposed_shape(const char* op, const Array& dy, const int64_t* w_shape, int spatial,
+                           py::handle stride, py::handle padding, py::handle dilation,
+                           int64_t groups) {
+  return make_conv_shape(op, dy.shape, w_shape, -1,
+                         conv_args(op, spatial, stride, padding, dilation, groups));
+}
+
+// dx of conv_transpose_forward. output_padding adds rows that no window of dy reaches.
+py::object conv_transpose_backward_input(py::handle dy_, py::handle w_, const py::tuple& x_shape,
+                                         py::handle stride, py::handle padding, int64_t groups,
+                                         py::handle dilation) {
+  const Array w = dense_arg("conv_transpose", "weight", w_, Layout::kChannelsLast);
+  const int spatial = spatial_of(true, w);
+  const char* op = op_name(true, spatial);
+  bool unbatched;
+  const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  ConvShape s = transposed_shape(op, dy, w.shape, spatial, stride, padding, dilation, groups);
+  int64_t shape[5] = {1};
+  int_tuple(op, "x_shape", x_shape, spatial + 2 - unbatched, shape + unbatched);
+  for (int i = 0; i < spatial; ++i) s.out[3 - spatial + i] = shape[2 + i];
+  const Array dx = empty_signal(dy.dtype, spatial, s.n, s.out_c, s.out);
+  with_float_type(op, dy.dtype, [&](auto t) { forward<decltype(t)>(s, dy, w, Array{}, dx); });
+  return result(dx, unbatched);
+}
+
+// dw of conv_transpose_forward.
+py::object conv_transpose_backward_weight(py::handle dy_, py::handle x_, const py::tuple& w_shape,
+                                          py::handle stride, py::handle padding, int64_t groups,
+                                          py::handle dilation) {
+  const int spatial = static_cast<int>(w_shape.size()) - 2;
+  const char* op = op_name(true, spatial);
+  bool unbatched;
+  const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
+  const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  int64_t shape[5];
+  int_tuple(op, "w_shape", w_shape, spatial + 2, shape);
+  ConvShape s = transposed_shape(op, dy, shape, spatial, stride, padding, dilation, groups);
+  for (int i = 0; i < spatial; ++i) s.out[3 - spatial + i] = x.shape[2 + i];
+  const Array dw = empty(x.dtype, spatial + 2, shape, Layout::kChannelsLast);
+  with_float_type(op, x.dtype,
+                  [&](auto t) { backward_weight<decltype(t)>(s, x, dy, dw, Array{}); });
+  return result(dw);
+}
+
+}  // namespace
+
+void bind_conv(py::module_& m) {
+  m.def("conv_forward", &conv_forward, "y = x * w + b");
+  m.def("conv_backward_input", &conv_backward_input);
+  m.def("conv_backward_weight", &conv_backward_weight);
+  m.def("conv_transpose_forward", &conv_transpose_forward);
+  m.def("conv_transpose_backward_input", &conv_transpose_backward_input);
+  m.def("conv_transpose_backward_weight", &conv_transpose_backward_weight);
+}
+
+}  // namespace convgrad::python

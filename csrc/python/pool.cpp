@@ -1,0 +1,7 @@
+#include "array.h"
+
+namespace convgrad::python {
+
+void bind_pool(py::module_&) {}
+
+}  // namespace convgrad::python

@@ -1,0 +1,172 @@
+#include "shape.h"
+
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace convgrad {
+namespace {
+
+// Every buffer of one call, in elements, must stay below this: bytes of float64 then fit int64.
+constexpr int64_t kMaxElements = std::numeric_limits<int64_t>::max() / 16;
+
+std::string text(const int64_t* v, int n) {
+  std::ostringstream out;
+  out << '(';
+  for (int i = 0; i < n; ++i) out << v[i] << (i + 1 < n ? ", " : n == 1 ? "," : "");
+  out << ')';
+  return out.str();
+}
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream out;
+  out << '[' << op << "] ";
+  (out << ... << parts);
+  throw std::invalid_argument(out.str());
+}
+
+int64_t checked_product(const char* op, const char* what, const int64_t* v, int n) {
+  int64_t product = 1;
+  for (int i = 0; i < n; ++i) {
+    if (v[i] == 0) return 0;
+  }
+  for (int i = 0; i < n; ++i) {
+    if (__builtin_mul_overflow(product, v[i], &product) || product > kMaxElements) {
+      std::ostringstream out;
+      out << '[' << op << "] The number of elements of the " << what
+          << " overflows. Got shape " << text(v, n) << '.';
+      throw std::overflow_error(out.str());
+    }
+  }
+  return product;
+}
+
+void check_positive(const char* op, const char* name, const int64_t* v, int n) {
+  for (int i = 0; i < n; ++i) {
+    if (v[i] < 1) fail(op, name, " must be at least 1. Got ", text(v, n), '.');
+  }
+}
+
+void check_args(const char* op, const ConvArgs& a, const int64_t* kernel) {
+  check_positive(op, "stride", a.stride, a.spatial);
+  check_positive(op, "dilation", a.dilation, a.spatial);
+  check_positive(op, "groups", &a.groups, 1);
+  check_positive(op, "The kernel size", kernel, a.spatial);
+  for (int i = 0; i < a.spatial; ++i) {
+    if (a.pad_lo[i] < 0 || a.pad_hi[i] < 0)
+      fail(op, "padding must not be negative. Got ", text(a.pad_lo, a.spatial), '.');
+    if (a.same && a.stride[i] != 1)
+      fail(op, "padding='same' needs stride 1. Got stride ", text(a.stride, a.spatial), '.');
+    if (kernel[i] > 1 && a.dilation[i] > kMaxElements / kernel[i])
+      fail(op, "dilation is too large. Got ", text(a.dilation, a.spatial), '.');
+  }
+}
+
+void check_bias(const char* op, int64_t b_size, int64_t out_c) {
+  if (b_size >= 0 && b_size != out_c)
+    fail(op, "bias must have one value per output channel, ", out_c, ". Got ", b_size, '.');
+}
+
+// Fills the lifted axes of `s` from the caller's; returns through lo/hi the padding of each side.
+void lift(const ConvArgs& a, const int64_t* kernel, ConvShape& s, int64_t* lo, int64_t* hi) {
+  for (int i = 0; i < 3; ++i) {
+    s.in[i] = s.ker[i] = s.out[i] = s.stride[i] = s.dil[i] = 1;
+    s.pad[i] = 0;
+  }
+  for (int i = 0; i < a.spatial; ++i) {
+    const int axis = 3 - a.spatial + i;
+    const int64_t same = a.dilation[i] * (kernel[i] - 1);
+    lo[i] = a.same ? same / 2 : a.pad_lo[i];
+    hi[i] = a.same ? same - same / 2 : a.pad_hi[i];
+    s.ker[axis] = kernel[i];
+    s.stride[axis] = a.stride[i];
+    s.dil[axis] = a.dilation[i];
+    s.pad[axis] = lo[i];
+  }
+}
+
+void check_sizes(const char* op, const ConvShape& s) {
+  const int64_t x[] = {s.n, s.in_c, s.in[0], s.in[1], s.in[2]};
+  const int64_t y[] = {s.n, s.out_c, s.out[0], s.out[1], s.out[2]};
+  const int64_t w[] = {s.out_c, s.group_in_c(), s.ker[0], s.ker[1], s.ker[2]};
+  checked_product(op, "input", x, 5);
+  checked_product(op, "output", y, 5);
+  checked_product(op, "weight", w, 5);
+}
+
+}  // namespace
+
+ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, int64_t b_size,
+                          const ConvArgs& a) {
+  const int rank = a.spatial + 2;
+  check_args(op, a, w + 2);
+  ConvShape s{};
+  s.n = x[0];
+  s.groups = a.groups;
+  s.in_c = x[1];
+  s.out_c = w[0];
+  if (s.out_c % a.groups)
+    fail(op, "groups must divide the output channels. Got groups ", a.groups, " and weight ",
+         text(w, rank), '.');
+  if (w[1] * a.groups != s.in_c) {
+    const bool looks_last = x[rank - 1] == w[1] * a.groups;
+    fail(op, "The input must have ", w[1] * a.groups, " channels on axis 1 for weight ",
+         text(w, rank), " and groups ", a.groups, ". Got input ", text(x, rank),
+         looks_last ? ", which looks channels-last." : ".");
+  }
+  check_bias(op, b_size, s.out_c);
+  int64_t lo[3], hi[3];
+  lift(a, w + 2, s, lo, hi);
+  for (int i = 0; i < a.spatial; ++i) {
+    const int axis = 3 - a.spatial + i;
+    s.in[axis] = x[2 + i];
+    s.out[axis] = out_size(x[2 + i], w[2 + i], a.stride[i], lo[i], hi[i], a.dilation[i]);
+    if (s.out[axis] < 1)
+      fail(op, "The kernel is larger than the padded input. Got input ", text(x, rank),
+           ", weight ", text(w, rank), ", padding ", text(lo, a.spatial), ", dilation ",
+           text(a.dilation, a.spatial), '.');
+  }
+  check_sizes(op, s);
+  return s;
+}
+
+ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int64_t* w,
+                                    int64_t b_size, const ConvArgs& a) {
+  const int rank = a.spatial + 2;
+  check_args(op, a, w + 2);
+  ConvShape s{};
+  s.n = x[0];
+  s.groups = a.groups;
+  s.in_c = w[1] * a.groups;
+  s.out_c = w[0];
+  if (w[0] != x[1])
+    fail(op, "The input must have ", w[0], " channels on axis 1 for weight ", text(w, rank),
+         ". Got input ", text(x, rank), x[rank - 1] == w[0] ? ", which looks channels-last." : ".");
+  if (s.out_c % a.groups)
+    fail(op, "groups must divide the input channels. Got groups ", a.groups, " and input ",
+         text(x, rank), '.');
+  check_bias(op, b_size, s.in_c);
+  int64_t lo[3], hi[3];
+  lift(a, w + 2, s, lo, hi);
+  for (int i = 0; i < a.spatial; ++i) {
+    const int axis = 3 - a.spatial + i;
+    const int64_t extra = a.output_pad[i];
+    if (extra < 0 || extra >= (a.stride[i] > a.dilation[i] ? a.stride[i] : a.dilation[i]))
+      fail(op, "output_padding must be at least 0 and smaller than stride or dilation. Got ",
+           text(a.output_pad, a.spatial), '.');
+    int64_t size;
+    if (__builtin_mul_overflow(x[2 + i] - 1, a.stride[i], &size)) size = kMaxElements;
+    size += a.dilation[i] * (w[2 + i] - 1) + 1 + extra - lo[i] - hi[i];
+    if (x[2 + i] < 1 || size < 1)
+      fail(op, "The output would be empty. Got input ", text(x, rank), ", weight ", text(w, rank),
+           ", padding ", text(lo, a.spatial), '.');
+    s.in[axis] = size;
+    s.out[axis] = x[2 + i];
+  }
+  check_sizes(op, s);
+  return s;
+}
+
+}  // namespace convgrad

@@ -1,0 +1,66 @@
+"""Which kernels and which array library serve an array: NumPy and ``_cpu``, or CuPy and ``_cuda``."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from convgrad import _cpu
+
+__all__ = ["CPU", "Backend", "by_device", "cuda_status", "lib_of", "of"]
+
+
+class Backend:
+    """An array library and the kernels for its arrays.
+
+    ``lib`` holds the bindings (csrc/python), the same functions for every backend; ``xp`` is the
+    array library, for what is not worth a kernel.
+    """
+
+    __slots__ = ("device", "lib", "xp")
+
+    def __init__(self, device: str, xp: ModuleType, lib: ModuleType) -> None:
+        self.device = device
+        self.xp = xp
+        self.lib = lib
+
+    def __repr__(self) -> str:
+        return f"Backend({self.device!r})"
+
+
+CPU = Backend("cpu", np, _cpu)
+_BY_TYPE: dict[type, Backend] = {np.ndarray: CPU}
+
+
+def of(array: Any) -> Backend:
+    """The backend of an array; TypeError for anything that is not one."""
+    try:
+        return _BY_TYPE[type(array)]
+    except KeyError:
+        if isinstance(array, (np.ndarray, np.generic)):
+            return CPU
+        raise TypeError(
+            f"[convgrad] An array must be a NumPy array. Got {type(array).__name__}."
+        ) from None
+
+
+def lib_of(array: Any) -> Any:
+    """The kernels for an array."""
+    return of(array).lib
+
+
+def cuda_status() -> str:
+    """Why there is no GPU, in words."""
+    return "no CUDA backend in this build (convgrad._cuda is missing)"
+
+
+def by_device(device: Any) -> Backend:
+    """The backend a device names: 'cpu', 'cuda', 'cuda:1'."""
+    name = str(device)
+    if name == "cpu":
+        return CPU
+    if name.split(":")[0] == "cuda":
+        raise RuntimeError(f"[device] '{name}' is not available: {cuda_status()}.")
+    raise ValueError(f"[device] A device is 'cpu', 'cuda' or 'cuda:N'. Got {name!r}.")

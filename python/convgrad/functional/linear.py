@@ -1,0 +1,43 @@
+"""Fully connected layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convgrad.autograd import Op
+from convgrad.backend import lib_of
+from convgrad.tensor import Tensor
+
+__all__ = ["linear"]
+
+Array = Any
+
+
+class Linear(Op):
+    """y = x w' + b: x (..., in), w (out, in), b (out), y (..., out)."""
+
+    fresh = True
+
+    def forward(self, x: Array, w: Array, b: Array | None) -> Array:
+        lib = lib_of(x)
+        x = lib.contiguous(x)
+        self.saved = x, w
+        return lib.linear_forward(x, w, b)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x, w = self.saved
+        lib = lib_of(dy)
+        need_x, need_w, need_b = self.needs
+        dw = db = None
+        dx = lib.linear_backward_input(dy, w) if need_x else None
+        if need_w or need_b:
+            dw, db = lib.linear_backward_weight(dy, x, need_b)
+        return dx, dw, db
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) times w (out, in) transposed, plus bias (out): (..., out).
+
+    ValueError for shapes that do not fit, TypeError for dtypes that differ.
+    """
+    return Linear.apply((input, weight, bias))

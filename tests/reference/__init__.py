@@ -1,0 +1,1 @@
+"""Float64 NumPy oracles, one file per op family; nothing here imports convgrad."""
