@@ -1,0 +1,3 @@
+"""To be written: activation."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""To be written: dropout."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""To be written: local."""
+
+__all__: list[str] = []

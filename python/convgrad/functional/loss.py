@@ -1,0 +1,3 @@
+"""To be written: loss."""
+
+__all__: list[str] = []

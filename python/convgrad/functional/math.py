@@ -1,0 +1,3 @@
+"""To be written: math."""
+
+__all__: list[str] = []

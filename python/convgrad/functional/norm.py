@@ -1,0 +1,3 @@
+"""To be written: norm."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""To be written: pad."""
+
+__all__: list[str] = []

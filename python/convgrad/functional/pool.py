@@ -1,0 +1,3 @@
+"""To be written: pool."""
+
+__all__: list[str] = []

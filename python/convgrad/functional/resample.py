@@ -1,0 +1,3 @@
+"""To be written: resample."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""To be written: shape."""
+
+__all__: list[str] = []

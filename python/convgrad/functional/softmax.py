@@ -1,0 +1,3 @@
+"""To be written: softmax."""
+
+__all__: list[str] = []
