@@ -33,5 +33,7 @@ def torch():
     if os.environ.get("CI"):
         import torch
     else:
-        torch = pytest.importorskip("torch", reason="parity needs the extra: pip install '.[parity]'")
+        torch = pytest.importorskip(
+            "torch", reason="parity needs the extra: pip install '.[parity]'"
+        )
     return torch

@@ -12,8 +12,13 @@ import convgrad as cg
 THREADS = (1, 2, 3, 7)
 
 
-def integers(rng: np.random.Generator, shape: Sequence[int], low: int = -4, high: int = 4,
-             dtype: Any = np.float32) -> np.ndarray:
+def integers(
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    low: int = -4,
+    high: int = 4,
+    dtype: Any = np.float32,
+) -> np.ndarray:
     """Small whole numbers: their products and sums are exact in any order (below 2**24)."""
     return rng.integers(low, high + 1, size=shape).astype(dtype)
 
@@ -34,7 +39,9 @@ def forward_and_gradients(
     y = fn(*inputs)
     start = np.ones(y.shape, y.array.dtype) if dy is None else dy
     y.backward(cg.tensor(start))
-    return [y.array] + [t.grad.array for t in inputs if isinstance(t, cg.Tensor) and t.requires_grad]
+    return [y.array] + [
+        t.grad.array for t in inputs if isinstance(t, cg.Tensor) and t.requires_grad
+    ]
 
 
 def assert_same_bits_for_any_threads(fn: Callable[[], Sequence[np.ndarray]]) -> None:
@@ -47,12 +54,17 @@ def assert_same_bits_for_any_threads(fn: Callable[[], Sequence[np.ndarray]]) -> 
 
 
 def assert_gradients(
-    fn: Callable[..., Any], arrays: Sequence[np.ndarray], rng: np.random.Generator,
-    eps: float = 1e-6, tol: float = 1e-6,
+    fn: Callable[..., Any],
+    arrays: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    eps: float = 1e-6,
+    tol: float = 1e-6,
 ) -> None:
     """Central differences of <dy, fn> in float64 along one random direction per input."""
-    arrays = [np.asarray(a, np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
-              for a in arrays]
+    arrays = [
+        np.asarray(a, np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+        for a in arrays
+    ]
     dy = rng.standard_normal(fn(*leaves(arrays)).shape)
     _, *grads = forward_and_gradients(fn, arrays, dy)
     floats = [i for i, a in enumerate(arrays) if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
@@ -71,8 +83,12 @@ def assert_gradients(
 
 
 def assert_parity(
-    torch: Any, ours: Callable[..., Any], theirs: Callable[..., Any],
-    arrays: Sequence[np.ndarray | None], rtol: float = 1e-4, atol: float = 1e-5,
+    torch: Any,
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    arrays: Sequence[np.ndarray | None],
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
 ) -> None:
     """Values and gradients of ours(*tensors) and theirs(*torch tensors) agree, shapes exactly."""
     inputs = [

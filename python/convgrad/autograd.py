@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convgrad import backend
@@ -108,9 +107,7 @@ class Op:
         needs = tuple([isinstance(t, Tensor) and t.requires_grad for t in inputs])
         record = _mode.enabled and True in needs
         node.needs = needs if record else (False,) * len(needs)
-        out = node.forward(
-            *[t.array if isinstance(t, Tensor) else t for t in inputs], *params
-        )
+        out = node.forward(*[t.array if isinstance(t, Tensor) else t for t in inputs], *params)
         if not record:
             if isinstance(out, tuple):
                 return tuple([Tensor(a) for a in out])

@@ -24,7 +24,14 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "array", "grad", "hooks", "index", "node", "requires_grad", "version",
+        "__weakref__",
+        "array",
+        "grad",
+        "hooks",
+        "index",
+        "node",
+        "requires_grad",
+        "version",
     )
     __array_priority__ = 1000  # numpy_array * tensor calls Tensor.__rmul__
 
@@ -97,9 +104,7 @@ class Tensor:
 autograd.Tensor = Tensor  # type: ignore[misc]
 
 
-def tensor(
-    data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A new leaf with a copy of ``data`` (numbers, nested lists, an array or a tensor).
 
     Python floats become float32, ints int64, bools bool; arrays keep their dtype.

@@ -9,7 +9,12 @@ from convgrad.backend import lib_of
 from convgrad.tensor import Tensor
 
 __all__ = [
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
 ]
 
 Array = Any
@@ -51,8 +56,15 @@ class ConvTranspose(Op):
     fresh = True
 
     def forward(
-        self, x: Array, w: Array, b: Array | None, stride: Ints, padding: Ints,
-        output_padding: Ints, groups: int, dilation: Ints,
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        stride: Ints,
+        padding: Ints,
+        output_padding: Ints,
+        groups: int,
+        dilation: Ints,
     ) -> Array:
         lib = lib_of(x)
         x, w = lib.channels_last(x), lib.channels_last(w)
@@ -74,8 +86,14 @@ class ConvTranspose(Op):
 
 
 def _conv(
-    spatial: int, x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Padding,
-    dilation: Ints, groups: int,
+    spatial: int,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
 ) -> Tensor:
     if w.array.ndim != spatial + 2:
         raise ValueError(
@@ -86,8 +104,13 @@ def _conv(
 
 
 def conv1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1,
-    padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Cross-correlates x (N, C, W) or (C, W) with w (K, C / groups, KW).
 
@@ -98,8 +121,13 @@ def conv1d(
 
 
 def conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1,
-    padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Cross-correlates x (N, C, H, W) or (C, H, W) with w (K, C / groups, KH, KW).
 
@@ -109,8 +137,13 @@ def conv2d(
 
 
 def conv3d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1,
-    padding: Padding = 0, dilation: Ints = 1, groups: int = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
 ) -> Tensor:
     """Cross-correlates x (N, C, D, H, W) or (C, D, H, W) with w (K, C / groups, KD, KH, KW).
 
@@ -120,22 +153,33 @@ def conv3d(
 
 
 def _conv_transpose(
-    spatial: int, x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints,
-    output_padding: Ints, groups: int, dilation: Ints,
+    spatial: int,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    groups: int,
+    dilation: Ints,
 ) -> Tensor:
     if w.array.ndim != spatial + 2:
         raise ValueError(
             f"[conv_transpose{spatial}d] weight must have {spatial + 2} axes, (C, K / groups, "
             f"...). Got shape {w.shape}."
         )
-    return ConvTranspose.apply(
-        (x, w, b), stride, padding, output_padding, groups, dilation
-    )
+    return ConvTranspose.apply((x, w, b), stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints = 0,
-    output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
 ) -> Tensor:
     """The adjoint of conv1d: x (N, C, W) or (C, W), w (C, K / groups, KW).
 
@@ -147,8 +191,14 @@ def conv_transpose1d(
 
 
 def conv_transpose2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints = 0,
-    output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
 ) -> Tensor:
     """The adjoint of conv2d: x (N, C, H, W) or (C, H, W), w (C, K / groups, KH, KW)."""
     return _conv_transpose(
@@ -157,8 +207,14 @@ def conv_transpose2d(
 
 
 def conv_transpose3d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints = 0,
-    output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
 ) -> Tensor:
     """The adjoint of conv3d: x (N, C, D, H, W) or (C, D, H, W), w (C, K / groups, KD, KH, KW)."""
     return _conv_transpose(

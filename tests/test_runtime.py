@@ -1,0 +1,159 @@
+"""The thread pool and the block cache: fork, threads, memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import convgrad as cg
+import convgrad.functional as F
+from convgrad import _cpu
+
+
+def convolution() -> np.ndarray:
+    """A convolution large enough for all threads."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 16, 32, 32)).astype(np.float32)
+    w = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
+    return _cpu.conv_forward(x, w, None, 1, 1, 1, 1)
+
+
+def child_digest(queue: multiprocessing.Queue) -> None:
+    queue.put(convolution().tobytes())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_works_after_fork() -> None:
+    cg.set_num_threads(2)
+    expected = convolution().tobytes()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=child_digest, args=(queue,))
+    child.start()
+    assert queue.get(timeout=30) == expected
+    child.join(timeout=30)
+    assert child.exitcode == 0
+    assert convolution().tobytes() == expected
+
+
+def test_concurrent_callers_get_the_same_bits() -> None:
+    cg.set_num_threads(2)
+    expected = convolution().tobytes()
+    results: list[bytes] = []
+
+    def work() -> None:
+        for _ in range(5):
+            results.append(convolution().tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(results) == 20 and all(r == expected for r in results)
+
+
+def test_other_threads_run_while_a_kernel_does() -> None:
+    """Kernels drop the GIL."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 32, 64, 64)).astype(np.float32)
+    w = rng.standard_normal((32, 32, 5, 5)).astype(np.float32)
+    cg.set_num_threads(1)
+    done = threading.Event()
+
+    def work() -> None:
+        for _ in range(3):
+            _cpu.conv_forward(x, w, None, 1, 2, 1, 1)
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ticks = 0
+    while not done.is_set():
+        time.sleep(0.001)
+        ticks += 1
+    thread.join()
+    assert ticks >= 5
+
+
+def test_ctrl_c_interrupts_a_loop_of_kernels() -> None:
+    code = (
+        "import numpy as np, convgrad.functional as F, convgrad as cg\n"
+        "x, w = cg.tensor(np.ones((1, 8, 32, 32), 'f')), cg.tensor(np.ones((8, 8, 3, 3), 'f'))\n"
+        "print('ready', flush=True)\n"
+        "while True: F.conv2d(x, w)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=30)
+    assert "KeyboardInterrupt" in error and child.returncode in (1, -signal.SIGINT)
+
+
+def test_blocks_are_reused_and_can_be_freed() -> None:
+    shape = (1 << 20,)
+    before = _cpu.memory_stats()["live_bytes"]
+    a = _cpu.empty_like(np.empty(shape, np.float32))
+    assert _cpu.memory_stats()["live_bytes"] >= before + a.nbytes
+    address = a.ctypes.data
+    assert address % 64 == 0
+    del a
+    assert _cpu.memory_stats()["live_bytes"] == before
+    b = _cpu.empty_like(np.empty(shape, np.float32))
+    assert b.ctypes.data == address
+    del b
+    cg.empty_cache()
+    assert _cpu.memory_stats()["cached_bytes"] == 0
+
+
+def test_a_view_keeps_its_block() -> None:
+    a = _cpu.empty_like(np.zeros((1000, 1000), np.float32))
+    a[...] = 7
+    view = a[10:20]
+    del a
+    filler = [_cpu.empty_like(np.zeros((1000, 1000), np.float32)) for _ in range(3)]
+    for f in filler:
+        f[...] = 0
+    assert (view == 7).all()
+
+
+def test_impossible_sizes_are_memory_errors() -> None:
+    x = np.zeros((1, 1, 1, 1), np.float32)
+    wide = np.broadcast_to(x, (1 << 14, 1 << 14, 1 << 10, 1 << 4))
+    with pytest.raises(MemoryError):
+        _cpu.channels_last(wide)
+    assert F.conv2d(cg.tensor(x), cg.tensor(x)).shape == (1, 1, 1, 1)  # and life goes on
+
+
+def test_memory_stays_flat_over_many_shapes() -> None:
+    """Nothing keyed by shape may grow: 1,000 random shapes, resident memory."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("resident memory is read from /proc")
+    _cpu.poison_blocks(False)
+    rng = np.random.default_rng(0)
+    w = np.ones((8, 4, 3, 3), np.float32)
+
+    def churn(n: int) -> None:
+        for _ in range(n):
+            h, width = rng.integers(3, 200, 2)
+            _cpu.conv_forward(np.ones((1, 4, h, width), np.float32), w, None, 1, 1, 1, 1)
+
+    churn(300)
+    before = resident()
+    churn(700)
+    assert resident() - before < 32 << 20
