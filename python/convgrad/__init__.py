@@ -3,6 +3,7 @@
 from convgrad import autograd, functional
 from convgrad._cpu import empty_cache, get_num_threads, set_num_threads
 from convgrad.autograd import enable_grad, is_grad_enabled, no_grad
+from convgrad.random import Generator, default_generator, initial_seed, manual_seed
 from convgrad.tensor import Tensor, tensor
 
 __version__ = "0.1.0"
