@@ -35,8 +35,8 @@ int64_t checked_product(const char* op, const char* what, const int64_t* v, int 
   for (int i = 0; i < n; ++i) {
     if (__builtin_mul_overflow(product, v[i], &product) || product > kMaxElements) {
       std::ostringstream out;
-      out << '[' << op << "] The number of elements of the " << what << " overflows. Got shape "
-          << text(v, n) << '.';
+      out << '[' << op << "] The number of elements of the " << what
+          << " overflows. Got shape " << text(v, n) << '.';
       throw std::overflow_error(out.str());
     }
   }
@@ -124,8 +124,8 @@ ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, in
     s.in[axis] = x[2 + i];
     s.out[axis] = out_size(x[2 + i], w[2 + i], a.stride[i], lo[i], hi[i], a.dilation[i]);
     if (s.out[axis] < 1)
-      fail(op, "The kernel is larger than the padded input. Got input ", text(x, rank), ", weight ",
-           text(w, rank), ", padding ", text(lo, a.spatial), ", dilation ",
+      fail(op, "The kernel is larger than the padded input. Got input ", text(x, rank),
+           ", weight ", text(w, rank), ", padding ", text(lo, a.spatial), ", dilation ",
            text(a.dilation, a.spatial), '.');
   }
   check_sizes(op, s);

@@ -7,18 +7,12 @@ namespace convgrad::python {
 
 const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32:
-      return "float32";
-    case DType::kFloat64:
-      return "float64";
-    case DType::kInt64:
-      return "int64";
-    case DType::kInt32:
-      return "int32";
-    case DType::kUInt8:
-      return "uint8";
-    case DType::kBool:
-      return "bool";
+    case DType::kFloat32: return "float32";
+    case DType::kFloat64: return "float64";
+    case DType::kInt64: return "int64";
+    case DType::kInt32: return "int32";
+    case DType::kUInt8: return "uint8";
+    case DType::kBool: return "bool";
   }
   return "?";
 }
@@ -26,13 +20,10 @@ const char* name_of(DType dtype) {
 int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
-    case DType::kInt64:
-      return 8;
+    case DType::kInt64: return 8;
     case DType::kFloat32:
-    case DType::kInt32:
-      return 4;
-    default:
-      return 1;
+    case DType::kInt32: return 4;
+    default: return 1;
   }
 }
 
@@ -72,8 +63,8 @@ void type_error(const char* op, const std::string& text) {
 Array array_arg(const char* op, const char* name, py::handle object, DType dtype) {
   Array a = array_arg(op, name, object);
   if (a.dtype != dtype)
-    type_error(
-        op, std::string(name) + " must be " + name_of(dtype) + ". Got " + name_of(a.dtype) + ".");
+    type_error(op, std::string(name) + " must be " + name_of(dtype) + ". Got " + name_of(a.dtype) +
+                       ".");
   return a;
 }
 
@@ -106,8 +97,8 @@ Array converted(const Array& a, Layout layout) {
 Array dense_arg(const char* op, const char* name, py::handle object, Layout layout) {
   Array a = array_arg(op, name, object);
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op,
-               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+    type_error(op, std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) +
+                       ".");
   return a.is_dense(layout) ? a : converted(a, layout);
 }
 
@@ -138,8 +129,8 @@ Array signal_arg(const char* op, const char* name, py::handle object, int spatia
     ++a.rank;
   }
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op,
-               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+    type_error(op, std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) +
+                       ".");
   return a.is_dense(Layout::kChannelsLast) ? a : converted(a, Layout::kChannelsLast);
 }
 
@@ -169,8 +160,7 @@ void int_tuple(const char* op, const char* name, py::handle value, int count, in
     value_error(op, std::string(name) + " must be an int or have " + std::to_string(count) +
                         " entries. Got " + std::string(py::repr(value)) + ".");
   for (int i = 0; i < count; ++i)
-    out[i] =
-        as_int(py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), n == 1 ? 0 : i)));
+    out[i] = as_int(py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), n == 1 ? 0 : i)));
 }
 
 }  // namespace convgrad::python

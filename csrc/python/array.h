@@ -23,25 +23,15 @@ int64_t size_of(DType dtype);
 template <class T>
 constexpr DType dtype_of();
 template <>
-constexpr DType dtype_of<float>() {
-  return DType::kFloat32;
-}
+constexpr DType dtype_of<float>() { return DType::kFloat32; }
 template <>
-constexpr DType dtype_of<double>() {
-  return DType::kFloat64;
-}
+constexpr DType dtype_of<double>() { return DType::kFloat64; }
 template <>
-constexpr DType dtype_of<int64_t>() {
-  return DType::kInt64;
-}
+constexpr DType dtype_of<int64_t>() { return DType::kInt64; }
 template <>
-constexpr DType dtype_of<int32_t>() {
-  return DType::kInt32;
-}
+constexpr DType dtype_of<int32_t>() { return DType::kInt32; }
 template <>
-constexpr DType dtype_of<uint8_t>() {
-  return DType::kUInt8;
-}
+constexpr DType dtype_of<uint8_t>() { return DType::kUInt8; }
 
 // How the elements of an array lie in memory, densely.
 enum class Layout {
@@ -63,9 +53,7 @@ struct Array {
     return n;
   }
   template <class T>
-  T* as() const {
-    return static_cast<T*>(data);
-  }
+  T* as() const { return static_cast<T*>(data); }
   explicit operator bool() const { return data != nullptr || rank > 0; }
   bool is_dense(Layout layout) const;
   std::string shape_text() const;  // "(2, 3)"
@@ -87,7 +75,8 @@ Array dense_arg_like(const char* op, const char* name, py::handle object, Layout
                      const Array& like);
 // dense_arg for a signal with or without batch axis: rank spatial + 2 or spatial + 1. The latter
 // comes back with a leading axis of 1, and unbatched = true.
-Array signal_arg(const char* op, const char* name, py::handle object, int spatial, bool* unbatched);
+Array signal_arg(const char* op, const char* name, py::handle object, int spatial,
+                 bool* unbatched);
 
 // Uninitialised arrays from the backend's memory pool.
 Array empty(DType dtype, int rank, const int64_t* shape, Layout layout);

@@ -73,8 +73,7 @@ void check_gradient(const char* op, const Array& dy, int64_t n, int64_t c, const
                     int spatial) {
   bool equal = dy.shape[0] == n && dy.shape[1] == c;
   for (int i = 0; i < spatial; ++i) equal = equal && dy.shape[2 + i] == size[3 - spatial + i];
-  if (!equal)
-    value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
+  if (!equal) value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
 }
 
 template <class T>
@@ -134,8 +133,7 @@ py::object conv_backward_input(py::handle dy_, py::handle w_, const py::tuple& x
                                       conv_args(op, spatial, stride, padding, dilation, groups));
   check_gradient(op, dy, s.n, s.out_c, s.out, spatial);
   const Array dx = empty_signal(dy.dtype, spatial, s.n, s.in_c, s.in);
-  with_float_type(op, dy.dtype,
-                  [&](auto t) { backward_input<decltype(t)>(s, dy, w, Array{}, dx); });
+  with_float_type(op, dy.dtype, [&](auto t) { backward_input<decltype(t)>(s, dy, w, Array{}, dx); });
   return result(dx, unbatched);
 }
 

@@ -7,9 +7,7 @@ namespace {
 py::object channels_last(py::handle x) {
   return dense_arg("channels_last", "array", x, Layout::kChannelsLast).object;
 }
-py::object contiguous(py::handle x) {
-  return dense_arg("contiguous", "array", x, Layout::kC).object;
-}
+py::object contiguous(py::handle x) { return dense_arg("contiguous", "array", x, Layout::kC).object; }
 
 bool is_channels_last(py::handle x) {
   return array_arg("is_channels_last", "array", x).is_dense(Layout::kChannelsLast);

@@ -75,7 +75,8 @@ void backward_input_pixel(const ConvShape& s, int64_t n, const int64_t i[3], con
   const int64_t gc = s.group_in_c(), gk = s.group_out_c();
   for (int64_t c = 0; c < s.in_c; ++c) dx[c] = b ? b[c] : T(0);
   for (int64_t tap = 0; tap < s.taps(); ++tap) {
-    const int64_t k3[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1], tap % s.ker[2]};
+    const int64_t k3[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1],
+                           tap % s.ker[2]};
     int64_t o[3];
     bool inside = true;
     for (int axis = 0; axis < 3; ++axis) {
