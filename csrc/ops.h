@@ -41,6 +41,19 @@ struct StridedShape {
   int64_t size[kMaxRank], src_stride[kMaxRank], dst_stride[kMaxRank];
 };
 
+// What a loss does with its terms: keep them, add them up, or divide the sum by their number or, for
+// class targets with weights, by the sum of the weights.
+enum class Reduction { kNone, kMean, kSum };
+
+// Logits (rows, c), one class or one distribution over the classes wanted per row.
+struct CrossEntropyShape {
+  int64_t rows, c;
+  int64_t ignore_index;    // rows with this class count for nothing
+  double label_smoothing;  // this share of the target is spread evenly over the classes
+  Reduction reduction;
+  bool log_probs;  // x holds log-probabilities: nll_loss
+};
+
 template <class T>
 struct Ops {
   // ---- conv ----
@@ -73,6 +86,19 @@ struct Ops {
   // ---- softmax ----
 
   // ---- loss ----
+  // Per row -sum over c of q[c] log softmax(x)[c], q = weight * smoothed target. The target is
+  // `classes` (rows) or `probs` (rows, c), the other is null; weight (c) may be null.
+  // loss: (rows) for kNone, else one value. For backward: stats (rows, 2), a row's maximum and its
+  // sum of exp(x - maximum), unused for log_probs; norm (1), what the sum was divided by.
+  // *bad_row: the first row whose class is outside [0, c) and not ignore_index, or -1.
+  int64_t (*cross_entropy_workspace)(const CrossEntropyShape&, int threads);
+  void (*cross_entropy_forward)(const Exec&, const CrossEntropyShape&, const T* x,
+                                const int64_t* classes, const T* probs, const T* weight, T* loss,
+                                T* stats, T* norm, int64_t* bad_row);
+  // dx (rows, c) and, where not null, dprobs (rows, c). dy: (rows) for kNone, else one value.
+  void (*cross_entropy_backward)(const Exec&, const CrossEntropyShape&, const T* x,
+                                 const int64_t* classes, const T* probs, const T* weight,
+                                 const T* stats, const T* norm, const T* dy, T* dx, T* dprobs);
 
   // ---- norm ----
 

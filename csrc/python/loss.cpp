@@ -1,7 +1,148 @@
 #include "array.h"
 
 namespace convgrad::python {
+namespace {
 
-void bind_loss(py::module_&) {}
+Reduction reduction_arg(const char* op, const std::string& name) {
+  if (name == "none") return Reduction::kNone;
+  if (name == "mean") return Reduction::kMean;
+  if (name == "sum") return Reduction::kSum;
+  value_error(op, "reduction must be 'none', 'mean' or 'sum'. Got '" + name + "'.");
+}
+
+// x (N, C, ...) or (C): the class axis, and the shape of one value per row.
+int class_axis(const Array& x) { return x.rank == 1 ? 0 : 1; }
+
+struct RowShape {
+  int rank = 0;
+  int64_t shape[kMaxRank];
+};
+RowShape row_shape(const Array& x) {
+  RowShape out;
+  for (int i = 0; i < x.rank; ++i)
+    if (i != class_axis(x)) out.shape[out.rank++] = x.shape[i];
+  return out;
+}
+
+// The target: classes (int64, one per row) or a distribution per row of x's shape and dtype.
+struct Targets {
+  Array classes, probs;
+};
+Targets targets_arg(const char* op, const Array& x, py::handle target_) {
+  const Array target = array_arg(op, "target", target_);
+  if (target.dtype == DType::kFloat32 || target.dtype == DType::kFloat64) {
+    const Array probs = dense_arg_like(op, "target", target_, Layout::kChannelsLast, x);
+    bool equal = probs.rank == x.rank;
+    for (int i = 0; equal && i < x.rank; ++i) equal = probs.shape[i] == x.shape[i];
+    if (!equal)
+      value_error(op, "A target of probabilities must have the input's shape, " + x.shape_text() +
+                          ". Got " + probs.shape_text() + ".");
+    return {Array{}, probs};
+  }
+  if (target.dtype != DType::kInt64)
+    type_error(op, std::string("target must be int64 classes or float probabilities. Got ") +
+                       name_of(target.dtype) + ".");
+  const RowShape rows = row_shape(x);
+  bool equal = target.rank == rows.rank;
+  for (int i = 0; equal && i < rows.rank; ++i) equal = target.shape[i] == rows.shape[i];
+  if (!equal)
+    value_error(op,
+                "A target of classes must have the input's shape without the class axis. Got "
+                "input " +
+                    x.shape_text() + " and target " + target.shape_text() + ".");
+  if (!target.is_dense(Layout::kC))
+    value_error(op, "A target of classes must be C-contiguous here. Got shape " +
+                        target.shape_text() + " with other strides.");
+  return {target, Array{}};
+}
+
+struct CrossEntropyArgs {
+  CrossEntropyShape shape;
+  Array x, weight;
+  Targets target;
+};
+CrossEntropyArgs cross_entropy_args(const char* op, py::handle x_, py::handle target_,
+                                    py::handle weight_, int64_t ignore_index,
+                                    const std::string& reduction, double label_smoothing,
+                                    bool log_probs) {
+  const Reduction how = reduction_arg(op, reduction);
+  const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
+  if (x.rank < 1 || x.shape[class_axis(x)] < 1)
+    value_error(op,
+                "The input must be (C), (N, C) or (N, C, ...) with at least one class. Got "
+                "shape " +
+                    x.shape_text() + ".");
+  if (!(label_smoothing >= 0 && label_smoothing <= 1))
+    value_error(op, "label_smoothing must be from 0 to 1. Got " +
+                        std::string(py::str(py::float_(label_smoothing))) + ".");
+  const int64_t c = x.shape[class_axis(x)];
+  const Array weight = dense_arg_like(op, "weight", weight_, Layout::kC, x);
+  if (weight && (weight.rank != 1 || weight.shape[0] != c))
+    value_error(op, "weight must have one value per class, " + std::to_string(c) + ". Got shape " +
+                        weight.shape_text() + ".");
+  const CrossEntropyShape s{x.size() / c, c, ignore_index, label_smoothing, how, log_probs};
+  return {s, x, weight, targets_arg(op, x, target_)};
+}
+
+// (loss, stats, norm); a class outside its range is a ValueError that names it.
+py::tuple cross_entropy_forward(const char* op, py::handle x_, py::handle target_,
+                                py::handle weight_, int64_t ignore_index,
+                                const std::string& reduction, double label_smoothing,
+                                bool log_probs) {
+  const auto [s, x, weight, target] = cross_entropy_args(op, x_, target_, weight_, ignore_index,
+                                                         reduction, label_smoothing, log_probs);
+  const RowShape rows = row_shape(x);
+  const bool none = s.reduction == Reduction::kNone;
+  const Array loss = empty(x.dtype, none ? rows.rank : 0, rows.shape, Layout::kC);
+  const int64_t stats_size = log_probs ? 0 : 2 * s.rows;
+  const Array stats = empty(x.dtype, 1, &stats_size, Layout::kC);
+  const Array norm = empty(x.dtype, 0, nullptr, Layout::kC);
+  int64_t bad_row = -1;
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().cross_entropy_workspace(s, threads); },
+        [&](const Exec& exec) {
+          ops<T>().cross_entropy_forward(exec, s, x.as<T>(), target.classes.as<int64_t>(),
+                                         target.probs.as<T>(), weight.as<T>(), loss.as<T>(),
+                                         stats.as<T>(), norm.as<T>(), &bad_row);
+        });
+  });
+  if (bad_row >= 0)
+    value_error(op, "A target class must be in [0, " + std::to_string(s.c) + ") or ignore_index, " +
+                        std::to_string(ignore_index) + ". Got " +
+                        std::to_string(target.classes.as<int64_t>()[bad_row]) + ".");
+  return py::make_tuple(loss.object, stats.object, norm.object);
+}
+
+// (dx, dtarget): dtarget is None unless asked for, and for classes.
+py::tuple cross_entropy_backward(const char* op, py::handle dy_, py::handle x_, py::handle target_,
+                                 py::handle weight_, py::handle stats_, py::handle norm_,
+                                 int64_t ignore_index, const std::string& reduction,
+                                 double label_smoothing, bool log_probs, bool need_target) {
+  const auto [s, x, weight, target] = cross_entropy_args(op, x_, target_, weight_, ignore_index,
+                                                         reduction, label_smoothing, log_probs);
+  const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kC, x);
+  const Array stats = array_arg(op, "stats", stats_, x.dtype);
+  const Array norm = array_arg(op, "norm", norm_, x.dtype);
+  const Array dx = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  Array dprobs;
+  if (need_target && target.probs) dprobs = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().cross_entropy_backward(exec, s, x.as<T>(), target.classes.as<int64_t>(),
+                                      target.probs.as<T>(), weight.as<T>(), stats.as<T>(),
+                                      norm.as<T>(), dy.as<T>(), dx.as<T>(), dprobs.as<T>());
+    });
+  });
+  return py::make_tuple(dx.object, dprobs ? dprobs.object : py::none());
+}
+
+}  // namespace
+
+void bind_loss(py::module_& m) {
+  m.def("cross_entropy_forward", &cross_entropy_forward);
+  m.def("cross_entropy_backward", &cross_entropy_backward);
+}
 
 }  // namespace convgrad::python
