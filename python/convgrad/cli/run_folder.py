@@ -1,0 +1,59 @@
+"""What a training run leaves behind, and how to open it again.
+
+config.json            task, model and every setting, version and instruction set
+metrics.jsonl          a row per epoch; the last row is the test
+model.safetensors      the weights after the last epoch
+learning_curves.png    loss and accuracy by epoch
+confusion_matrix.png   of the test images
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from convgrad.cli.errors import UserError
+
+__all__ = ["CONFIG", "METRICS", "WEIGHTS", "create", "open_run"]
+
+CONFIG, METRICS, WEIGHTS = "config.json", "metrics.jsonl", "model.safetensors"
+
+
+def create(path: Path | None, name: str) -> Path:
+    """A new run folder: ``path``, or runs/<name>-<time>."""
+    if path is None:
+        stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        candidates = [Path("runs", stamp)] + [Path("runs", f"{stamp}-{i}") for i in range(2, 100)]
+        path = next(candidate for candidate in candidates if not candidate.exists())
+    if (path / CONFIG).exists():
+        raise UserError(f"'{path}' already holds a run: give another --out, or remove it first.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out must be a folder. Got the file '{path}'.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def open_run(path: Path) -> tuple[dict[str, Any], Any, Any]:
+    """(configuration, the task's module, the trained model in evaluation mode) of a run folder."""
+    from convgrad import io, tasks
+    from convgrad.tasks.images import network
+
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise UserError(
+                f"'{path}' is not a finished run: it has no {name}. "
+                "A run folder comes from `convgrad train`."
+            )
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        task = tasks.get(config["task"])
+        model = network(config["model"], task.SHAPE, len(task.CLASSES))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path / CONFIG}' is damaged: {error!r}.") from None
+    try:
+        model.load_state_dict(io.load(path / WEIGHTS))
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"'{path / WEIGHTS}' does not hold this run's weights: {error}") from None
+    return config, task, model.eval()

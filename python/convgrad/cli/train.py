@@ -1,0 +1,285 @@
+"""``convgrad train <task>``: trains a network and leaves a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convgrad import tasks
+from convgrad.cli import run_folder
+from convgrad.cli.errors import UserError
+from convgrad.cli.options import (
+    add_machine_options,
+    apply_machine_options,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
+
+if TYPE_CHECKING:
+    from convgrad.tasks.images import Images, Splits
+
+__all__ = ["add_parser", "run"]
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+ADAM_LR = 1e-3
+DESCRIPTIONS = {
+    "digits": "scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no download",
+    "mnist": "28x28 images in the IDX files of MNIST or its relatives, read from --data",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a network on a task",
+        description="Trains a network, measures it once on the test images, and leaves a run "
+        "folder with weights, metrics, configuration and pictures.",
+    )
+    names = parser.add_subparsers(metavar="TASK", required=True)
+    for name in tasks.TASKS:
+        text = DESCRIPTIONS[name]
+        task = names.add_parser(name, help=text, description=f"Trains on {text}.")
+        _add_options(task, name)
+        task.set_defaults(run=run, task=name, parser=task)
+
+
+def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    from convgrad.tasks.images import MODELS
+
+    defaults = tasks.get(name).DEFAULTS
+
+    def default(setting: str) -> str:
+        values = {model: getattr(defaults[model], setting) for model in MODELS}
+        if len(set(values.values())) == 1:
+            return f"(default: {values['cnn']:g})"
+        return f"(default: {', '.join(f'{v:g} for {m}' for m, v in values.items())})"
+
+    if tasks.get(name).NEEDS_DATA:
+        parser.add_argument(
+            "--data", type=Path, required=True, metavar="DIR", help="folder of the IDX(.gz) files"
+        )
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="cnn",
+        help="softmax regression, a network with one hidden layer, or a convolutional one "
+        "(default: cnn)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=positive_int,
+        metavar="N",
+        help=f"passes over the training images {default('epochs')}",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help=f"images per update {default('batch_size')}",
+    )
+    parser.add_argument(
+        "--lr",
+        type=positive_float,
+        metavar="X",
+        help="learning rate at its highest; it rises over the first epoch and falls to 0 as a "
+        f"cosine {default('lr')[:-1]}; {ADAM_LR:g} for adam and adamw)",
+    )
+    parser.add_argument(
+        "--momentum",
+        type=non_negative_float,
+        metavar="X",
+        help="momentum of sgd, below 1 (default: 0.9)",
+    )
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="(default: sgd)")
+    parser.add_argument(
+        "--l1",
+        type=non_negative_float,
+        default=0.0,
+        metavar="LAMBDA",
+        help="adds LAMBDA ||W||_1 to the loss, W all weights but not biases (default: 0)",
+    )
+    parser.add_argument(
+        "--l2",
+        type=non_negative_float,
+        metavar="LAMBDA",
+        help=f"adds LAMBDA ||W||^2 to the loss, a weight decay of 2 LAMBDA {default('l2')}",
+    )
+    parser.add_argument(
+        "--seed",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="of weights, validation split, order and augmentation (default: 0)",
+    )
+    add_machine_options(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="the run folder to create (default: runs/TASK-MODEL-TIME)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, tests once, writes the run folder; the last line printed is the test accuracy."""
+    task = tasks.get(args.task)
+    _fill_defaults(args, task)
+    apply_machine_options(args)
+    splits = _load(args, task)
+    folder = run_folder.create(args.out, f"{args.task}-{args.model}")
+    model = _build(args, task)
+    config = _configuration(args, model, splits)
+    (folder / run_folder.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{args.task}: {len(splits.train.labels)} training and {len(splits.validation.labels)} "
+        f"validation images; {args.model} with {config['parameters']} parameters; run folder "
+        f"{folder}",
+        flush=True,
+    )
+    start = time.perf_counter()
+    history = _fit(args, task, model, splits, folder)
+    print(f"trained in {time.perf_counter() - start:.1f} s", flush=True)
+    _finish(args, task, model, splits.test(), history, folder)
+    return 0
+
+
+def _fill_defaults(args: argparse.Namespace, task: Any) -> None:
+    """The task's settings for what was not given; a wrong combination is a usage error."""
+    if args.momentum is not None and args.optimizer != "sgd":
+        args.parser.error(f"--momentum is of sgd, not of {args.optimizer}")
+    if args.momentum is not None and args.momentum >= 1:
+        args.parser.error(f"argument --momentum: must be below 1, got {args.momentum}")
+    settings = task.DEFAULTS[args.model]
+    for name in ("epochs", "batch_size", "lr", "l2"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(settings, name))
+            if name == "lr" and args.optimizer != "sgd":
+                args.lr = ADAM_LR
+    if args.momentum is None and args.optimizer == "sgd":
+        args.momentum = 0.9
+
+
+def _load(args: argparse.Namespace, task: Any) -> Splits:
+    try:
+        return task.load(getattr(args, "data", None), args.seed)
+    except ValueError as error:  # a damaged file
+        raise UserError(str(error)) from None
+
+
+def _build(args: argparse.Namespace, task: Any) -> Any:
+    import convgrad
+    from convgrad.tasks.images import network
+
+    convgrad.manual_seed(args.seed)
+    return network(args.model, task.SHAPE, len(task.CLASSES))
+
+
+def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict[str, Any]:
+    import convgrad
+    from convgrad import _cpu
+
+    keys = (
+        "task",
+        "model",
+        "epochs",
+        "batch_size",
+        "lr",
+        "momentum",
+        "optimizer",
+        "l1",
+        "l2",
+        "seed",
+        "device",
+    )
+    data = getattr(args, "data", None)
+    return {
+        **{key: getattr(args, key) for key in keys},
+        "threads": convgrad.get_num_threads(),
+        "data": None if data is None else str(data.absolute()),
+        "training_images": len(splits.train.labels),
+        "validation_images": len(splits.validation.labels),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "convgrad": convgrad.__version__,
+        "instruction_set": _cpu.isa_name(),
+    }
+
+
+def _optimizer(args: argparse.Namespace, model: Any) -> Any:
+    from convgrad import optim
+
+    parameters = list(model.parameters())
+    if args.optimizer == "sgd":
+        return optim.SGD(parameters, lr=args.lr, momentum=args.momentum)
+    if args.optimizer == "adam":
+        return optim.Adam(parameters, lr=args.lr)
+    return optim.AdamW(parameters, lr=args.lr, weight_decay=0.0)
+
+
+def _fit(
+    args: argparse.Namespace, task: Any, model: Any, splits: Splits, folder: Path
+) -> list[dict[str, float]]:
+    import math
+
+    from convgrad import data, metrics, nn, optim, train
+    from convgrad.tasks.images import AugmentedBatches
+
+    if args.model == "cnn":
+        batches: Any = AugmentedBatches(splits.train, args.batch_size, args.seed, **task.AUGMENT)
+    else:
+        dataset = data.TensorDataset(*splits.train)
+        batches = data.DataLoader(dataset, args.batch_size, shuffle=True, seed=args.seed)
+    optimizer = _optimizer(args, model)
+    warm_up, steps = len(batches), args.epochs * len(batches)
+
+    def schedule(step: int) -> float:
+        return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+    callbacks = [
+        train.SchedulerStep(optim.lr_scheduler.LambdaLR(optimizer, schedule), every="batch"),
+        train.JsonLines(folder / run_folder.METRICS),
+        train.ProgressBar(write=lambda line: print(line, flush=True)),
+    ]
+    if args.l1 or args.l2:
+        callbacks.append(train.Penalty(args.l1, args.l2))
+    return train.fit(
+        model,
+        batches,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        args.epochs,
+        validation=data.DataLoader(data.TensorDataset(*splits.validation), 256),
+        metrics={"accuracy": metrics.accuracy},
+        callbacks=callbacks,
+    )
+
+
+def _finish(
+    args: argparse.Namespace,
+    task: Any,
+    model: Any,
+    test: Images,
+    history: list[dict[str, float]],
+    folder: Path,
+) -> None:
+    """Saves the weights, measures the test images, draws, prints the last line."""
+    from convgrad import io, viz
+    from convgrad.cli.evaluate import measure
+
+    io.save(model.state_dict(), folder / run_folder.WEIGHTS)
+    title = f"{args.task}, {args.model}, seed {args.seed}"
+    viz.learning_curves(history, folder / "learning_curves.png", title)
+    row, matrix = measure(model, test, len(task.CLASSES))
+    with open(folder / run_folder.METRICS, "a", encoding="utf-8") as file:
+        file.write(json.dumps({f"test_{name}": value for name, value in row.items()}) + "\n")
+    viz.confusion_matrix(
+        matrix,
+        folder / "confusion_matrix.png",
+        task.CLASSES,
+        f"{title}: test accuracy {row['accuracy']:.4f}",
+    )
+    print(f"test accuracy {row['accuracy']:.4f}", flush=True)

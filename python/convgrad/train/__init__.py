@@ -1,0 +1,27 @@
+"""The training loop that the command line, the examples and your scripts share."""
+
+from convgrad.train.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    JsonLines,
+    Penalty,
+    ProgressBar,
+    SchedulerStep,
+)
+from convgrad.train.loop import History, Run, evaluate, fit, predict
+
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
+    "History",
+    "JsonLines",
+    "Penalty",
+    "ProgressBar",
+    "Run",
+    "SchedulerStep",
+    "evaluate",
+    "fit",
+    "predict",
+]

@@ -1,0 +1,92 @@
+"""Pictures of a training run, as PNG files (matplotlib, of the extra 'demo')."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from convgrad.extras import require
+from convgrad.io import write_atomically
+
+__all__ = ["confusion_matrix", "learning_curves"]
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+TRAINING, VALIDATION = "#0072B2", "#D55E00"
+
+
+def _figure(width: float, height: float) -> Any:
+    # The object interface: no display, no global state of pyplot.
+    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Any, path: str | os.PathLike[str]) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
+
+
+def learning_curves(
+    history: Sequence[Mapping[str, float]], path: str | os.PathLike[str], title: str = ""
+) -> None:
+    """Loss and every metric of a history (a row per epoch, as ``train.fit`` returns) by epoch.
+
+    A key ``k`` and its validation twin ``val_k`` share one plot.
+    """
+    skipped = ("epoch", "seconds", "lr")
+    names = [k for k in (history[0] if history else {}) if not k.startswith("val_")]
+    names = [k for k in names if k not in skipped]
+    if not names:
+        raise ValueError("[learning_curves] history must have a row with a loss. Got none.")
+    figure = _figure(4.8 * len(names), 3.6)
+    if title:
+        figure.suptitle(title)
+    epochs = [row["epoch"] for row in history]
+    for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names):
+        for key, label, colour in (
+            (name, "training", TRAINING),
+            (f"val_{name}", "validation", VALIDATION),
+        ):
+            points = [(e, row[key]) for e, row in zip(epochs, history) if key in row]
+            if points:
+                axes.plot(*zip(*points), label=label, color=colour, marker=".", markersize=4)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _write(figure, path)
+
+
+def confusion_matrix(
+    matrix: np.ndarray, path: str | os.PathLike[str], classes: Sequence[str], title: str = ""
+) -> None:
+    """Counts, rows = true classes, columns = predicted ones."""
+    size = max(4.0, 0.45 * len(classes) + 1.5)
+    figure = _figure(size, size)
+    axes = figure.subplots()
+    # Colour by the share of the row, so that rare classes are as readable as common ones.
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*matrix.shape):
+        if matrix[row, column]:
+            axes.text(
+                column,
+                row,
+                str(matrix[row, column]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if share[row, column] > 0.5 else "black",
+            )
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if title:
+        axes.set_title(title)
+    _write(figure, path)
