@@ -103,6 +103,7 @@ ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, in
   const int rank = a.spatial + 2;
   check_args(op, a, w + 2);
   ConvShape s{};
+  s.algorithm = a.algorithm;
   s.n = x[0];
   s.groups = a.groups;
   s.in_c = x[1];
@@ -137,6 +138,7 @@ ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int6
   const int rank = a.spatial + 2;
   check_args(op, a, w + 2);
   ConvShape s{};
+  s.algorithm = a.algorithm;
   s.n = x[0];
   s.groups = a.groups;
   s.in_c = w[1] * a.groups;

@@ -17,11 +17,16 @@ static_assert(out_size(8, 3, 1, 0, 0, 2) == 4);
 static_assert(out_size(5, 2, 2, 0, 0, 1) == 2);
 static_assert(out_size(2, 3, 1, 0, 0, 1) == 0);
 
+// How a convolution is computed: kAuto leaves it to the backend, which knows the shape. The others
+// are for tests and measurements; where one does not support the shape, it is as good as kAuto.
+enum class ConvAlgorithm { kAuto, kGeneric, kTile, kSlide, kDepthwise };
+
 // x (n, in, in_c) -> y (n, out, out_c), w (out_c, ker, in_c / groups): all channels-last.
 // A transposed convolution is the same shape read backwards: its input is `out`, its output `in`.
 struct ConvShape {
   int64_t n, groups, in_c, out_c;
   int64_t in[3], ker[3], out[3], stride[3], pad[3], dil[3];  // pad: the low side
+  ConvAlgorithm algorithm;
 
   constexpr int64_t taps() const { return ker[0] * ker[1] * ker[2]; }
   constexpr int64_t in_pixels() const { return in[0] * in[1] * in[2]; }
@@ -53,11 +58,12 @@ struct ConvArgs {
   int64_t pad_lo[3], pad_hi[3];
   bool same;  // padding='same': pad_lo and pad_hi follow from the kernel; stride must be 1
   int64_t groups;
+  ConvAlgorithm algorithm;
 };
 
 // Each checks everything and throws std::invalid_argument "[op] rule. Got value." or
-// std::overflow_error. x_shape is (N, C, *spatial), w_shape (K, C / groups, *kernel) or, transposed,
-// (C, K / groups, *kernel); both have spatial + 2 entries. b_size is -1 without bias.
+// std::overflow_error. x_shape is (N, C, *spatial), w_shape (K, C / groups, *kernel) or,
+// transposed, (C, K / groups, *kernel); both have spatial + 2 entries. b_size is -1 without bias.
 ConvShape make_conv_shape(const char* op, const int64_t* x_shape, const int64_t* w_shape,
                           int64_t b_size, const ConvArgs& args);
 ConvShape make_conv_transpose_shape(const char* op, const int64_t* x_shape, const int64_t* w_shape,

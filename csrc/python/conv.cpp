@@ -1,7 +1,27 @@
+#include <atomic>
+#include <iterator>
+
 #include "array.h"
 
 namespace convgrad::python {
 namespace {
+
+// ---- the algorithm, for tests and measurements ----
+
+constexpr const char* kAlgorithms[] = {"auto", "generic", "tile", "slide", "depthwise"};
+std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};
+
+void force_conv_algorithm(const std::string& name) {
+  for (int i = 0; i < static_cast<int>(std::size(kAlgorithms)); ++i) {
+    if (name != kAlgorithms[i]) continue;
+    forced = static_cast<ConvAlgorithm>(i);
+    return;
+  }
+  value_error("force_conv_algorithm",
+              "The name must be auto, generic, tile, slide or depthwise. Got '" + name + "'.");
+}
+
+// ---- arguments ----
 
 // "conv2d": the op as the caller named it, for errors.
 const char* op_name(bool transposed, int spatial) {
@@ -42,6 +62,7 @@ ConvArgs conv_args(const char* op, int spatial, py::handle stride, py::handle pa
   ConvArgs a{};
   a.spatial = spatial;
   a.groups = groups;
+  a.algorithm = forced;
   int_tuple(op, "stride", stride, spatial, a.stride);
   int_tuple(op, "dilation", dilation, spatial, a.dilation);
   parse_padding(op, padding, a);
@@ -73,7 +94,8 @@ void check_gradient(const char* op, const Array& dy, int64_t n, int64_t c, const
                     int spatial) {
   bool equal = dy.shape[0] == n && dy.shape[1] == c;
   for (int i = 0; i < spatial; ++i) equal = equal && dy.shape[2 + i] == size[3 - spatial + i];
-  if (!equal) value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
+  if (!equal)
+    value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
 }
 
 template <class T>
@@ -133,7 +155,8 @@ py::object conv_backward_input(py::handle dy_, py::handle w_, const py::tuple& x
                                       conv_args(op, spatial, stride, padding, dilation, groups));
   check_gradient(op, dy, s.n, s.out_c, s.out, spatial);
   const Array dx = empty_signal(dy.dtype, spatial, s.n, s.in_c, s.in);
-  with_float_type(op, dy.dtype, [&](auto t) { backward_input<decltype(t)>(s, dy, w, Array{}, dx); });
+  with_float_type(op, dy.dtype,
+                  [&](auto t) { backward_input<decltype(t)>(s, dy, w, Array{}, dx); });
   return result(dx, unbatched);
 }
 
@@ -222,9 +245,27 @@ py::object conv_transpose_backward_weight(py::handle dy_, py::handle x_, const p
   return result(dw);
 }
 
+// The name of the algorithm that float32 arrays of these shapes get.
+const char* conv_algorithm(const py::tuple& x_shape, const py::tuple& w_shape, py::handle stride,
+                           py::handle padding, py::handle dilation, int64_t groups,
+                           bool backward_input) {
+  const int spatial = static_cast<int>(w_shape.size()) - 2;
+  const char* op = op_name(false, spatial);
+  int64_t x[5], w[5];
+  int_tuple(op, "x_shape", x_shape, spatial + 2, x);
+  int_tuple(op, "w_shape", w_shape, spatial + 2, w);
+  const ConvShape s =
+      make_conv_shape(op, x, w, -1, conv_args(op, spatial, stride, padding, dilation, groups));
+  const ConvAlgorithm algorithm = backward_input ? ops<float>().conv_backward_input_algorithm(s)
+                                                 : ops<float>().conv_forward_algorithm(s);
+  return kAlgorithms[static_cast<int>(algorithm)];
+}
+
 }  // namespace
 
 void bind_conv(py::module_& m) {
+  m.def("force_conv_algorithm", &force_conv_algorithm);
+  m.def("conv_algorithm", &conv_algorithm);
   m.def("conv_forward", &conv_forward, "y = x * w + b");
   m.def("conv_backward_input", &conv_backward_input);
   m.def("conv_backward_weight", &conv_backward_weight);

@@ -37,8 +37,8 @@ template <class T>
 inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
 }
-// All lanes s. x - 0 is x for every x, -0.0 and NaN too, so that only the broadcast is left; setting
-// lane by lane costs gcc a dozen instructions.
+// All lanes s. x - 0 is x for every x, -0.0 and NaN too, so that only the broadcast is left;
+// setting lane by lane costs gcc a dozen instructions.
 template <class T>
 inline __attribute__((always_inline)) Vec<T> broadcast(T s) {
   return s - Vec<T>{};

@@ -1,0 +1,254 @@
+// Runs a pass by the micro-kernels: packs the weights, then boxes of output pixels in parallel.
+#pragma once
+#include "conv_plan.h"
+#include "parallel.h"
+
+namespace convgrad::cpu {
+namespace {
+
+template <class T>
+struct DirectCall {
+  Plan plan;
+  const T *src, *w, *b;
+  T* dst;
+  int64_t* offsets;  // per row of taps, from a position's first src element
+  T *bias, *panels, *scratch;
+  int64_t scratch_pitch;  // elements between the threads' scratch
+};
+
+// Vectors of output channels in a block; the last block may be a narrow one.
+template <class T>
+int64_t block_vectors(const Plan& plan, int64_t block) {
+  return min_of(plan.block_c / kLanes<T>,
+                ceil_div(plan.pass.dst_c - block * plan.block_c, kLanes<T>));
+}
+
+template <class T>
+void pack_offsets(const DirectCall<T>& call) {
+  const Plan& plan = call.plan;
+  const Axis* a = plan.pass.axis;
+  const int64_t across = plan.rows / max_of(1, a[0].taps * a[1].taps);
+  int64_t* out = call.offsets;
+  for (int64_t td = 0; td < a[0].taps; ++td)
+    for (int64_t th = 0; th < a[1].taps; ++th)
+      for (int64_t tw = 0; tw < across; ++tw)
+        *out++ = td * a[0].tap_step * plan.pitch[0] + th * a[1].tap_step * plan.pitch[1] +
+                 tw * a[2].tap_step * plan.pitch[2];
+}
+
+// w -> panel [td][th][tw][c][lanes] of one block, or [td][th][c][tw][lanes] to slide. Channels
+// beyond the last are zero.
+template <class T>
+void pack_panel(const DirectCall<T>& call, int64_t group, int64_t block, T* panel) {
+  const Plan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const Axis* a = p.axis;
+  const int64_t width = block_vectors<T>(plan, block) * kLanes<T>, first = block * plan.block_c;
+  const int64_t valid = min_of(width, p.dst_c - first);
+  const int64_t depth = plan.method == Method::kDepthwise ? 1 : p.src_c;
+  const bool slide = plan.method == Method::kSlide;
+  const int64_t tap_pitch = slide ? width : depth * width;
+  const int64_t c_pitch = slide ? a[2].taps * width : width;
+  for (int64_t row = 0; row < a[0].taps * a[1].taps; ++row)
+    for (int64_t tw = 0; tw < a[2].taps; ++tw) {
+      const T* w = call.w + group * p.w_group + first * p.w_dst +
+                   p.w_offset(row / a[1].taps, row % a[1].taps, tw);
+      T* out = panel + row * a[2].taps * depth * width + tw * tap_pitch;
+      for (int64_t c = 0; c < depth; ++c, w += p.w_src, out += c_pitch) {
+        for (int64_t j = 0; j < valid; ++j) out[j] = w[j * p.w_dst];
+        for (int64_t j = valid; j < width; ++j) out[j] = 0;
+      }
+    }
+}
+
+template <class T>
+void pack(const Exec& exec, const DirectCall<T>& call) {
+  const Plan& plan = call.plan;
+  const Pass& p = plan.pass;
+  pack_offsets(call);
+  const int64_t padded_c = plan.blocks * plan.block_c;
+  for (int64_t i = 0; i < p.groups * padded_c; ++i) {
+    const int64_t c = i % padded_c;
+    call.bias[i] = call.b && c < p.dst_c ? call.b[i / padded_c * p.dst_c + c] : 0;
+  }
+  const int64_t block_size = plan.panel_size() / max_of(1, plan.blocks);
+  parallel_for(exec, p.groups * plan.blocks, p.groups * plan.panel_size(), [&](int64_t i, int) {
+    pack_panel(call, i / plan.blocks, i % plan.blocks, call.panels + i * block_size);
+  });
+}
+
+// Copies pixels [from, to) of a src row, all channels of one group.
+template <class T>
+void copy_pixels(const Pass& p, const T* row, int64_t from, int64_t to, T* out) {
+  if (p.groups == 1) {
+    __builtin_memcpy(out, row + from * p.src_c,
+                     static_cast<size_t>((to - from) * p.src_c) * sizeof(T));
+    return;
+  }
+  for (int64_t i = from; i < to; ++i)
+    for (int64_t c = 0; c < p.src_c; ++c) *out++ = row[i * p.groups * p.src_c + c];
+}
+
+// The src under a box into scratch (extent, c), with zeros where it is outside. `image` is the
+// image's first element of the group, `start` the src coordinates of the box, `size` its extent.
+template <class T>
+void copy_box(const Plan& plan, const T* image, const int64_t start[3], const int64_t size[3],
+              T* scratch) {
+  const Pass& p = plan.pass;
+  const Axis* a = p.axis;
+  const int64_t from = min_of(max_of(0, start[2]), a[2].src);
+  const int64_t to = max_of(from, min_of(start[2] + size[2], a[2].src));
+  const int64_t left = min_of(size[2], max_of(0, -start[2])), right = size[2] - left - (to - from);
+  const auto zero = [&](T* out, int64_t pixels) {
+    __builtin_memset(out, 0, static_cast<size_t>(pixels * p.src_c) * sizeof(T));
+  };
+  for (int64_t d = 0; d < size[0]; ++d)
+    for (int64_t h = 0; h < size[1]; ++h) {
+      T* out = scratch + d * plan.pitch[0] + h * plan.pitch[1];
+      const int64_t sd = start[0] + d, sh = start[1] + h;
+      if (sd < 0 || sd >= a[0].src || sh < 0 || sh >= a[1].src || from == to) {
+        zero(out, size[2]);
+        continue;
+      }
+      const T* row = image + (sd * a[1].src + sh) * a[2].src * p.groups * p.src_c;
+      if (left > 0) zero(out, left);
+      copy_pixels(p, row, from, to, out + left * p.src_c);
+      if (right > 0) zero(out + (left + to - from) * p.src_c, right);
+    }
+}
+
+template <class T>
+const Kernels<T>& kernels_for(const Plan& plan, int64_t vectors) {
+  if (plan.method == Method::kDepthwise) return kDepthwise<T>;
+  if (plan.method == Method::kSlide) return plan.slide_taps == 3 ? kSlide3<T> : kSlide5<T>;
+  return vectors == 1 ? kTile1<T> : kTile2<T>;
+}
+
+// One row of positions, in tiles as equal as can be.
+template <class T>
+void run_row(const Kernels<T>& kernels, const TileArgs<T>& args, int64_t width, const T* x, T* y) {
+  const int64_t tiles = ceil_div(width, kernels.most), pixels = width / tiles,
+                longer = width % tiles;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t m = pixels + (tile < longer);
+    kernels.by_pixels[m - 1](args, x, y);
+    x += m * args.x_pitch;
+    y += m * args.y_pitch;
+  }
+}
+
+// Positions of a box that an item works on: where the first reads and writes, and how many there
+// are.
+template <class T>
+struct Box {
+  const T* x;
+  T* y;
+  int64_t count[3];
+  int64_t x_step[3], y_step[3];
+};
+
+// One block of channels of a box, in blocks of terms.
+template <class T>
+void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Box<T>& box) {
+  const Plan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const int64_t vectors = block_vectors<T>(plan, block), width = vectors * kLanes<T>;
+  const int64_t index = group * plan.blocks + block, first_c = block * plan.block_c;
+  const Kernels<T>& kernels = kernels_for<T>(plan, vectors);
+  const T* panel = call.panels + index * plan.block_c * plan.steps() * plan.slide_taps;
+  const int64_t terms = plan.run * plan.slide_taps;  // per row
+  const int64_t some_rows = max_of(1, kTermBlock / max_of(1, terms));
+  const int64_t some_run =
+      terms <= kTermBlock ? plan.run : even_piece(plan.run, kTermBlock / plan.slide_taps);
+  // The depthwise kernel reads all channels of a block from its first.
+  const T* x = box.x + (plan.method == Method::kDepthwise ? first_c : 0);
+  T* y = box.y + first_c;
+  TileArgs<T> args;
+  args.x_pitch = box.x_step[2];
+  args.y_pitch = box.y_step[2];
+  args.bias = call.bias + index * plan.block_c;
+  args.last = min_of(width, p.dst_c - first_c) - (vectors - 1) * kLanes<T>;
+  args.first = true;
+  int64_t row = 0, i = 0;
+  do {
+    args.offset = call.offsets + row;
+    args.rows = min_of(some_rows, plan.rows - row);
+    args.run = min_of(some_run, plan.run - i);
+    args.panel = panel + (row * plan.run + i) * width * plan.slide_taps;
+    for (int64_t d = 0; d < box.count[0]; ++d)
+      for (int64_t h = 0; h < box.count[1]; ++h)
+        run_row(kernels, args, box.count[2], x + i + d * box.x_step[0] + h * box.x_step[1],
+                y + d * box.y_step[0] + h * box.y_step[1]);
+    args.first = false;
+    i += some_run;
+    if (i >= plan.run) {
+      i = 0;
+      row += some_rows;
+    }
+  } while (row < plan.rows);
+}
+
+template <class T>
+void run_item(const DirectCall<T>& call, int64_t item, int thread) {
+  const Plan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const Axis* a = p.axis;
+  const int64_t chunk = item % plan.chunks;
+  item /= plan.chunks;
+  int64_t at[3];
+  for (int i = 2; i >= 0; --i) {
+    at[i] = item % plan.boxes[i] * plan.box[i];
+    item /= plan.boxes[i];
+  }
+  const int64_t group = item % p.groups, n = item / p.groups;
+
+  Box<T> box;
+  const int64_t src_c = p.groups * p.src_c, dst_c = p.groups * p.dst_c;
+  const T* image = call.src + n * a[0].src * a[1].src * a[2].src * src_c + group * p.src_c;
+  int64_t start[3], size[3], y_index = n, y_pitch = dst_c;
+  box.x = image;
+  for (int i = 0; i < 3; ++i) {
+    box.count[i] = min_of(plan.box[i], a[i].count - at[i]);
+    start[i] = a[i].src_first + at[i] * a[i].src_step;
+    size[i] = a[i].extent(box.count[i]);
+    box.x_step[i] = a[i].src_step * plan.pitch[i];
+    box.x += start[i] * plan.pitch[i];
+    y_index = y_index * a[i].dst + a[i].dst_first + at[i] * a[i].dst_step;
+  }
+  for (int i = 2; i >= 0; --i) {
+    box.y_step[i] = a[i].dst_step * y_pitch;
+    y_pitch *= a[i].dst;
+  }
+  box.y = call.dst + y_index * dst_c + group * p.dst_c;
+  if (!plan.in_place) {
+    T* scratch = call.scratch + thread * call.scratch_pitch;
+    copy_box(plan, image, start, size, scratch);
+    box.x = scratch;
+  }
+  const int64_t last = (chunk + 1) * plan.blocks / plan.chunks;
+  for (int64_t block = chunk * plan.blocks / plan.chunks; block < last; ++block)
+    run_block(call, group, block, box);
+}
+
+template <class T>
+void run_pass(const Exec& exec, const Plan& plan, const T* src, const T* w, const T* b, T* dst) {
+  const WorkspaceMap map = map_workspace<T>(plan, exec.threads);
+  char* workspace = static_cast<char*>(exec.workspace);
+  DirectCall<T> call;
+  call.plan = plan;
+  call.src = src;
+  call.w = w;
+  call.b = b;
+  call.dst = dst;
+  call.offsets = reinterpret_cast<int64_t*>(workspace);
+  call.bias = reinterpret_cast<T*>(workspace + map.bias);
+  call.panels = reinterpret_cast<T*>(workspace + map.panels);
+  call.scratch = reinterpret_cast<T*>(workspace + map.scratch);
+  call.scratch_pitch = map.scratch_bytes / static_cast<int64_t>(sizeof(T));
+  pack(exec, call);
+  parallel_for(exec, plan.items(), plan.pass.macs() / kLanes<T>,
+               [&](int64_t item, int thread) { run_item(call, item, thread); });
+}
+
+}  // namespace
+}  // namespace convgrad::cpu
