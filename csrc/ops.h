@@ -54,6 +54,25 @@ struct CrossEntropyShape {
   bool log_probs;  // x holds log-probabilities: nll_loss
 };
 
+// y (out) is x (in) with `low` elements before it on each axis, cropped where low is negative or out
+// is too short: y[i] = x[i - low], or padding where that lies outside x. Axes in memory order.
+struct PadShape {
+  int rank;  // at least 1
+  int64_t in[kMaxRank], out[kMaxRank], low[kMaxRank];
+};
+
+// x (n, in, c) -> y (n, out, c) by one sparse matrix per axis, in compressed rows: along an axis,
+// y[o] sums weight[e] * x[source[e]] over e in [start[o], start[o + 1]).
+struct ResampleShape {
+  int64_t n, c, in[3], out[3];
+};
+template <class T>
+struct AxisMap {
+  const int64_t* start;   // (out + 1)
+  const int64_t* source;  // each in [0, in)
+  const T* weight;
+};
+
 template <class T>
 struct Ops {
   // ---- conv ----
@@ -83,6 +102,23 @@ struct Ops {
   // ---- local: locally connected layers ----
 
   // ---- pool ----
+  // y = the maximum of each window, the first of equal ones; NaN is the maximum. tap (may be null):
+  // the number of its tap, tap_bytes() each, as uint8_t or int32_t.
+  void (*max_pool_forward)(const Exec&, const PoolShape&, const T* x, T* y, void* tap);
+  // dx = the sum of dy over the windows whose maximum it is.
+  void (*max_pool_backward)(const Exec&, const PoolShape&, const T* dy, const void* tap, T* dx);
+  // index = where in its plane (in) each maximum lies.
+  void (*max_pool_index)(const Exec&, const PoolShape&, const void* tap, int64_t* index);
+  int64_t (*avg_pool_forward_workspace)(const PoolShape&, int threads);
+  void (*avg_pool_forward)(const Exec&, const PoolShape&, const T* x, T* y);
+  void (*avg_pool_backward)(const Exec&, const PoolShape&, const T* dy, T* dx);
+  // y (n, out, c) = 0, then y[n, index[n, i, c], c] = x[n, i, c] (n, in, c) in the order of i: the
+  // last of equal indices wins. in and out count pixels; each index is in [0, out).
+  void (*max_unpool_forward)(const Exec&, int64_t n, int64_t in, int64_t out, int64_t c,
+                             const T* x, const int64_t* index, T* y);
+  // dx[n, i, c] = dy[n, index[n, i, c], c]
+  void (*max_unpool_backward)(const Exec&, int64_t n, int64_t in, int64_t out, int64_t c,
+                              const T* dy, const int64_t* index, T* dx);
 
   // ---- activation ----
 
@@ -108,10 +144,24 @@ struct Ops {
   // ---- move: layout, cat, pad, add, index ----
   // dst = src, elementwise over `size`; src and dst differ in strides alone.
   void (*copy)(const Exec&, const StridedShape&, const T* src, T* dst);
+  // y = x inside, value outside.
+  void (*pad_constant)(const Exec&, const PadShape&, const T* x, T value, T* y);
   // out = a + b over n elements; out may be a or b.
   void (*add)(const Exec&, int64_t n, const T* a, const T* b, T* out);
+  // The first i whose index is outside [low, high), -1 if there is none. (On CUDA: sets the device's
+  // error flag and returns -1.)
+  int64_t (*find_outside)(const Exec&, int64_t n, const int64_t* index, int64_t low, int64_t high);
+  // out (count, cols) = rows of x (rows, cols): out[i] = x[index[i]]. Each index is in
+  // [-rows, rows); negative ones count from the end.
+  void (*index_rows)(const Exec&, int64_t count, int64_t cols, const int64_t* index, int64_t rows,
+                     const T* x, T* out);
+  // out (rows, cols) = 0, then out[index[i]] += values[i] (count, cols) in the order of i; indices
+  // as for index_rows.
+  void (*index_add)(const Exec&, int64_t count, int64_t cols, const int64_t* index,
+                    const T* values, int64_t rows, T* out);
 
-  // ---- resample: interpolation ----
+  // ---- resample: interpolation, padding that repeats x; the adjoint: the transposed maps ----
+  void (*resample)(const Exec&, const ResampleShape&, const AxisMap<T> map[3], const T* x, T* y);
 
   // ---- random: dropout ----
 

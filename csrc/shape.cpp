@@ -171,4 +171,98 @@ ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int6
   return s;
 }
 
+namespace {
+
+// A PoolShape of x_shape (N, C, *spatial) with windows of one input.
+PoolShape lifted_pool(const char* op, int spatial, const int64_t* x_shape) {
+  PoolShape s{};
+  s.n = x_shape[0];
+  s.c = x_shape[1];
+  for (int i = 0; i < 3; ++i) {
+    s.in[i] = s.ker[i] = s.out[i] = s.stride[i] = s.dil[i] = 1;
+    s.pad[i] = 0;
+  }
+  for (int i = 0; i < spatial; ++i) {
+    if (x_shape[2 + i] < 1)
+      fail(op, "The input must not be empty but for its batch. Got shape ",
+           text(x_shape, spatial + 2), '.');
+    s.in[3 - spatial + i] = x_shape[2 + i];
+  }
+  return s;
+}
+
+void check_pool_size(const char* op, const PoolShape& s) {
+  const int64_t x[] = {s.n, s.c, s.in[0], s.in[1], s.in[2]};
+  const int64_t y[] = {s.n, s.c, s.out[0], s.out[1], s.out[2]};
+  checked_product(op, "input", x, 5);
+  checked_product(op, "output", y, 5);
+  if (checked_product(op, "window", s.ker, 3) > std::numeric_limits<int32_t>::max())
+    fail(op, "A window must have fewer than 2^31 taps. Got ", text(s.ker, 3), '.');
+}
+
+}  // namespace
+
+PoolShape make_pool_shape(const char* op, const int64_t* x, const PoolArgs& a) {
+  const int rank = a.spatial + 2;
+  check_positive(op, "kernel_size", a.kernel, a.spatial);
+  check_positive(op, "stride", a.stride, a.spatial);
+  check_positive(op, "dilation", a.dilation, a.spatial);
+  PoolShape s = lifted_pool(op, a.spatial, x);
+  for (int i = 0; i < a.spatial; ++i) {
+    const int axis = 3 - a.spatial + i;
+    if (a.pad[i] < 0 || a.pad[i] > a.kernel[i] / 2)
+      fail(op, "padding must be at least 0 and at most half of kernel_size. Got padding ",
+           text(a.pad, a.spatial), " and kernel_size ", text(a.kernel, a.spatial), '.');
+    if (a.stride[i] > kMaxElements || a.kernel[i] > kMaxElements / a.dilation[i])
+      fail(op, "kernel_size, stride or dilation is too large. Got ", text(a.kernel, a.spatial),
+           ", ", text(a.stride, a.spatial), " and ", text(a.dilation, a.spatial), '.');
+    s.ker[axis] = a.kernel[i];
+    s.stride[axis] = a.stride[i];
+    s.pad[axis] = a.pad[i];
+    s.dil[axis] = a.dilation[i];
+    const int64_t overhang = a.ceil_mode ? a.stride[i] - 1 : 0;
+    int64_t out = out_size(x[2 + i], a.kernel[i], a.stride[i], a.pad[i], a.pad[i] + overhang,
+                           a.dilation[i]);
+    if (a.ceil_mode && out > 0 && (out - 1) * a.stride[i] >= x[2 + i] + a.pad[i]) --out;
+    if (out < 1)
+      fail(op, "The window is larger than the padded input. Got input ", text(x, rank),
+           ", kernel_size ", text(a.kernel, a.spatial), ", padding ", text(a.pad, a.spatial),
+           ", dilation ", text(a.dilation, a.spatial), '.');
+    s.out[axis] = out;
+    // With dilation a window's taps may step over the whole input.
+    for (int64_t o = 0; a.dilation[i] > x[2 + i] && o < out; ++o) {
+      const int64_t first = o * a.stride[i] - a.pad[i];
+      const int64_t tap = first >= 0 ? first : first + (-first + a.dilation[i] - 1) /
+                                                           a.dilation[i] * a.dilation[i];
+      if (tap >= x[2 + i])
+        fail(op, "Every window must have a tap on the input. Got input ", text(x, rank),
+             ", padding ", text(a.pad, a.spatial), ", dilation ", text(a.dilation, a.spatial),
+             '.');
+    }
+  }
+  check_pool_size(op, s);
+  return s;
+}
+
+PoolShape make_adaptive_pool_shape(const char* op, int spatial, const int64_t* x,
+                                   const int64_t* out_size) {
+  PoolShape s = lifted_pool(op, spatial, x);
+  bool even = true;
+  for (int i = 0; i < spatial; ++i) {
+    const int axis = 3 - spatial + i;
+    if (out_size[i] != -1 && out_size[i] < 1)
+      fail(op, "output_size must be at least 1. Got ", text(out_size, spatial), '.');
+    s.out[axis] = out_size[i] == -1 ? s.in[axis] : out_size[i];
+    if (s.out[axis] > kMaxElements / s.in[axis])
+      fail(op, "output_size is too large. Got ", text(out_size, spatial), '.');
+    even = even && s.in[axis] % s.out[axis] == 0;
+    // The widest window: it starts up to (out - 1) / out of an input early and ends as late.
+    s.ker[axis] = s.in[axis] / s.out[axis] + (s.in[axis] % s.out[axis] == 0 ? 0 : 2);
+  }
+  s.adaptive = !even;
+  for (int axis = 0; axis < 3 && even; ++axis) s.stride[axis] = s.ker[axis];
+  check_pool_size(op, s);
+  return s;
+}
+
 }  // namespace convgrad

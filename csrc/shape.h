@@ -39,16 +39,25 @@ struct ConvShape {
   constexpr int64_t macs() const { return y_size() * taps() * group_in_c(); }
 };
 
-// x (n, in, c) -> y (n, out, c), channels-last. Windows may hang over the edge (pad, ceil_mode).
+// x (n, in, c) -> y (n, out, c), channels-last. Windows may hang over the edge (pad, ceil_mode), but
+// each has a tap inside.
 struct PoolShape {
   int64_t n, c;
   int64_t in[3], ker[3], out[3], stride[3], pad[3], dil[3];
+  // Window o of an axis covers [o in / out, ceil((o + 1) in / out)); ker is the widest, stride, pad
+  // and dil are unused.
+  bool adaptive;
+  // An average is divided by `divisor`, or where it is 0 by the window's number of inputs, padding
+  // included if count_pad.
+  bool count_pad;
+  int64_t divisor;
 
   constexpr int64_t taps() const { return ker[0] * ker[1] * ker[2]; }
   constexpr int64_t in_pixels() const { return in[0] * in[1] * in[2]; }
   constexpr int64_t out_pixels() const { return out[0] * out[1] * out[2]; }
   constexpr int64_t x_size() const { return n * in_pixels() * c; }
   constexpr int64_t y_size() const { return n * out_pixels() * c; }
+  constexpr int64_t tap_bytes() const { return taps() <= 256 ? 1 : 4; }
 };
 
 // What a caller said of a convolution, as it was said: `spatial` axes of each, lifted by the maker.
@@ -68,5 +77,18 @@ ConvShape make_conv_shape(const char* op, const int64_t* x_shape, const int64_t*
                           int64_t b_size, const ConvArgs& args);
 ConvShape make_conv_transpose_shape(const char* op, const int64_t* x_shape, const int64_t* w_shape,
                                     int64_t b_size, const ConvArgs& args);
+
+// What a caller said of pooling: `spatial` entries of each.
+struct PoolArgs {
+  int spatial;
+  int64_t kernel[3], stride[3], pad[3], dilation[3];
+  bool ceil_mode;
+};
+// Output size per axis: (in + 2 pad - dilation (kernel - 1) - 1) / stride + 1, rounded up if
+// ceil_mode, but the last window must start inside the input or its left padding.
+PoolShape make_pool_shape(const char* op, const int64_t* x_shape, const PoolArgs& args);
+// out_size: one entry per axis, -1 keeps the input's size.
+PoolShape make_adaptive_pool_shape(const char* op, int spatial, const int64_t* x_shape,
+                                   const int64_t* out_size);
 
 }  // namespace convgrad

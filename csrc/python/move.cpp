@@ -1,3 +1,5 @@
+#include <vector>
+
 #include "array.h"
 
 namespace convgrad::python {
@@ -7,7 +9,9 @@ namespace {
 py::object channels_last(py::handle x) {
   return dense_arg("channels_last", "array", x, Layout::kChannelsLast).object;
 }
-py::object contiguous(py::handle x) { return dense_arg("contiguous", "array", x, Layout::kC).object; }
+py::object contiguous(py::handle x) {
+  return dense_arg("contiguous", "array", x, Layout::kC).object;
+}
 
 bool is_channels_last(py::handle x) {
   return array_arg("is_channels_last", "array", x).is_dense(Layout::kChannelsLast);
@@ -36,6 +40,212 @@ py::object add(py::handle a_, py::handle b_) {
   return out.object;
 }
 
+// Calls fn(T{}) with a T of the element's size: a move looks at no value, so that integers of 4 and
+// 8 bytes go through the float kernels.
+template <class Fn>
+void with_word_type(const char* op, DType dtype, Fn&& fn) {
+  if (size_of(dtype) == 4) {
+    fn(float{});
+  } else if (size_of(dtype) == 8) {
+    fn(double{});
+  } else {
+    type_error(op, std::string("The arrays must have 4 or 8 bytes per element. Got ") +
+                       name_of(dtype) + ".");
+  }
+}
+
+// dst[0 .. shape) = src, from element `src_at` to element `dst_at` on, over the axes of `shape`.
+void copy_block(const char* op, const Array& src, int64_t src_at, const Array& dst, int64_t dst_at,
+                const int64_t* shape) {
+  StridedShape s{};
+  s.rank = src.rank;
+  for (int i = 0; i < src.rank; ++i) {
+    s.size[i] = shape[i];
+    s.src_stride[i] = src.stride[i];
+    s.dst_stride[i] = dst.stride[i];
+  }
+  with_word_type(op, src.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().copy(exec, s, src.as<T>() + src_at, dst.as<T>() + dst_at);
+    });
+  });
+}
+
+// The array itself if it is dense in channels-last order, else a converted copy; of any word type.
+Array dense(const char* op, const Array& x) {
+  if (x.is_dense(Layout::kChannelsLast)) return x;
+  const Array out = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  copy_block(op, x, 0, out, 0, x.shape);
+  return out;
+}
+
+int checked_axis(const char* op, const Array& a, int64_t axis) {
+  if (axis < -a.rank || axis >= a.rank)
+    value_error(op, "axis must be from " + std::to_string(-a.rank) + " to " +
+                        std::to_string(a.rank - 1) + " for shape " + a.shape_text() + ". Got " +
+                        std::to_string(axis) + ".");
+  return static_cast<int>(axis < 0 ? axis + a.rank : axis);
+}
+
+// The arrays one after another along `axis`, into a new channels-last array.
+py::object cat(const py::sequence& arrays, int64_t axis_) {
+  const char* op = "cat";
+  if (arrays.size() == 0) value_error(op, "There must be at least 1 array. Got none.");
+  std::vector<Array> parts;
+  for (const auto& part : arrays) parts.push_back(array_arg(op, "array", part));
+  const Array& first = parts[0];
+  const int axis = checked_axis(op, first, axis_);
+  int64_t shape[kMaxRank];
+  for (int i = 0; i < first.rank; ++i) shape[i] = first.shape[i];
+  shape[axis] = 0;
+  for (const Array& part : parts) {
+    if (part.dtype != first.dtype)
+      type_error(op, std::string("The arrays must have one dtype. Got ") + name_of(first.dtype) +
+                         " and " + name_of(part.dtype) + ".");
+    bool fits = part.rank == first.rank;
+    for (int i = 0; fits && i < first.rank; ++i) fits = i == axis || part.shape[i] == shape[i];
+    if (!fits)
+      value_error(op, "The arrays must have equal shapes except along axis " +
+                          std::to_string(axis) + ". Got " + first.shape_text() + " and " +
+                          part.shape_text() + ".");
+    shape[axis] += part.shape[axis];
+  }
+  const Array out = empty(first.dtype, first.rank, shape, Layout::kChannelsLast);
+  int64_t at = 0;
+  for (const Array& part : parts) {
+    if (part.size() > 0) copy_block(op, part, 0, out, at * out.stride[axis], part.shape);
+    at += part.shape[axis];
+  }
+  return out.object;
+}
+
+// x[..., start : start + length, ...] along `axis`, as a new channels-last array.
+py::object narrow(py::handle x_, int64_t axis_, int64_t start, int64_t length) {
+  const char* op = "narrow";
+  const Array x = array_arg(op, "array", x_);
+  const int axis = checked_axis(op, x, axis_);
+  if (start < 0 || length < 0 || start > x.shape[axis] - length)
+    value_error(op, "start and start + length must lie in axis " + std::to_string(axis) +
+                        " of shape " + x.shape_text() + ". Got start " + std::to_string(start) +
+                        " and length " + std::to_string(length) + ".");
+  int64_t shape[kMaxRank];
+  for (int i = 0; i < x.rank; ++i) shape[i] = i == axis ? length : x.shape[i];
+  const Array out = empty(x.dtype, x.rank, shape, Layout::kChannelsLast);
+  if (out.size() > 0) copy_block(op, x, start * x.stride[axis], out, 0, shape);
+  return out.object;
+}
+
+// index (count,) int64, dense, of values in [-rows, rows): negative ones count from the end.
+// IndexError, as everywhere in Python, for one outside.
+Array index_vector(const char* op, py::handle index_, int64_t rows) {
+  Array index = array_arg(op, "index", index_, DType::kInt64);
+  if (index.rank != 1)
+    value_error(op, "index must have 1 axis. Got shape " + index.shape_text() + ".");
+  index = dense(op, index);
+  int64_t bad = -1;
+  run([&](const Exec& exec) {
+    bad = ops<float>().find_outside(exec, index.size(), index.as<int64_t>(), -rows, rows);
+  });
+  if (bad >= 0)
+    throw py::index_error("[" + std::string(op) + "] Each index must be from " +
+                          std::to_string(-rows) + " to " + std::to_string(rows - 1) + ". Got " +
+                          std::to_string(index.as<int64_t>()[bad]) + ".");
+  return index;
+}
+
+int64_t row_size(const Array& a) {
+  int64_t cols = 1;
+  for (int i = 1; i < a.rank; ++i) cols *= a.shape[i];
+  return cols;
+}
+
+// x[index] along axis 0: x (rows, ...), index (count,) int64 -> (count, ...), channels-last.
+py::object index_rows(py::handle x_, py::handle index_) {
+  const char* op = "index_rows";
+  Array x = array_arg(op, "array", x_);
+  if (x.rank < 1) value_error(op, "The array must have at least 1 axis. Got shape ().");
+  x = dense(op, x);
+  const Array index = index_vector(op, index_, x.shape[0]);
+  int64_t shape[kMaxRank];
+  for (int i = 0; i < x.rank; ++i) shape[i] = i == 0 ? index.shape[0] : x.shape[i];
+  const Array out = empty(x.dtype, x.rank, shape, Layout::kChannelsLast);
+  with_word_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().index_rows(exec, index.shape[0], row_size(x), index.as<int64_t>(), x.shape[0],
+                          x.as<T>(), out.as<T>());
+    });
+  });
+  return out.object;
+}
+
+// The adjoint of index_rows: out (rows, ...) with out[index[i]] += values[i], duplicates in the
+// order of i. values (count, ...); with values of 1 axis it is a sum into flat positions.
+py::object index_add(py::handle index_, py::handle values_, int64_t rows) {
+  const char* op = "index_add";
+  const Array values = dense_arg(op, "values", values_, Layout::kChannelsLast);
+  if (rows < 0) value_error(op, "rows must not be negative. Got " + std::to_string(rows) + ".");
+  const Array index = index_vector(op, index_, rows);
+  if (values.rank < 1 || values.shape[0] != index.shape[0])
+    value_error(op, "values must have one row per index, " + std::to_string(index.shape[0]) +
+                        ". Got shape " + values.shape_text() + ".");
+  int64_t shape[kMaxRank];
+  for (int i = 0; i < values.rank; ++i) shape[i] = i == 0 ? rows : values.shape[i];
+  const Array out = empty(values.dtype, values.rank, shape, Layout::kChannelsLast);
+  with_float_type(op, values.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().index_add(exec, index.shape[0], row_size(values), index.as<int64_t>(),
+                         values.as<T>(), rows, out.as<T>());
+    });
+  });
+  return out.object;
+}
+
+// x with `low` and `high` more elements of `value` on each axis (fewer where negative): one entry
+// per axis each. Channels-last.
+py::object pad_constant(py::handle x_, py::handle low_, py::handle high_, double value) {
+  const char* op = "pad";
+  const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
+  int64_t low[kMaxRank], high[kMaxRank], shape[kMaxRank];
+  int_tuple(op, "low", low_, x.rank, low);
+  int_tuple(op, "high", high_, x.rank, high);
+  for (int i = 0; i < x.rank; ++i) {
+    if (__builtin_add_overflow(x.shape[i], low[i], &shape[i]) ||
+        __builtin_add_overflow(shape[i], high[i], &shape[i]) || shape[i] < 0)
+      value_error(op, "The padded size of axis " + std::to_string(i) +
+                          " must not be negative. Got " + "shape " + x.shape_text() + " with " +
+                          std::to_string(low[i]) + " and " + std::to_string(high[i]) + ".");
+  }
+  const Array y = empty(x.dtype, x.rank, shape, Layout::kChannelsLast);
+  PadShape s{};
+  const auto push = [&](int axis) {
+    const int i = s.rank - 1;
+    if (s.rank > 0 && low[axis] == 0 && high[axis] == 0) {  // whole rows: one longer axis
+      s.in[i] *= x.shape[axis];
+      s.out[i] *= x.shape[axis];
+      s.low[i] *= x.shape[axis];
+      return;
+    }
+    s.in[s.rank] = x.shape[axis];
+    s.out[s.rank] = shape[axis];
+    s.low[s.rank++] = low[axis];
+  };
+  for (int axis = 0; axis < x.rank; ++axis)
+    if (axis != 1) push(axis);
+  if (x.rank > 1) push(1);
+  if (s.rank == 0) s = {1, {1}, {1}, {0}};
+  if (y.size() == 0) return y.object;
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().pad_constant(exec, s, x.as<T>(), static_cast<T>(value), y.as<T>());
+    });
+  });
+  return y.object;
+}
+
 }  // namespace
 
 void bind_move(py::module_& m) {
@@ -44,6 +254,11 @@ void bind_move(py::module_& m) {
   m.def("is_channels_last", &is_channels_last);
   m.def("empty_like", &empty_like);
   m.def("add", &add);
+  m.def("cat", &cat);
+  m.def("narrow", &narrow);
+  m.def("index_rows", &index_rows);
+  m.def("index_add", &index_add);
+  m.def("pad_constant", &pad_constant);
 }
 
 }  // namespace convgrad::python

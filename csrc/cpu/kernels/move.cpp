@@ -1,42 +1,207 @@
-// Moving data: layout conversion, sums of equal layouts.
+// Moving data: strided copies (layout conversion, cat, narrow), constant padding, sums of equal
+// layouts, rows by index and their adjoint.
 #include "parallel.h"
 #include "vec.h"
 
 namespace convgrad::cpu {
 namespace {
 
-// The innermost two axes of a strided copy.
+// ---- strided copy ----
+
 template <class T>
-void copy_plane(int64_t rows, int64_t cols, const T* src, int64_t src_row, int64_t src_col, T* dst,
-                int64_t dst_row, int64_t dst_col) {
-  constexpr int64_t kTile = 16;  // rows and columns of a transposition that share cache lines
-  for (int64_t r0 = 0; r0 < rows; r0 += kTile)
-    for (int64_t c0 = 0; c0 < cols; c0 += kTile)
-      for (int64_t r = r0; r < min_of(r0 + kTile, rows); ++r)
-        for (int64_t c = c0; c < min_of(c0 + kTile, cols); ++c)
-          dst[r * dst_row + c * dst_col] = src[r * src_row + c * src_col];
+inline void copy_run(int64_t n, const T* src, T* dst) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(dst + i, load(src + i));
+  for (; i < n; ++i) dst[i] = src[i];
 }
 
 template <class T>
-void copy(const Exec& exec, const StridedShape& s, const T* src, T* dst) {
-  int64_t outer = 1, size[2] = {1, 1}, from[2] = {0, 0}, to[2] = {0, 0};
-  const int inner = s.rank < 2 ? s.rank : 2;
-  for (int i = 0; i < s.rank - inner; ++i) outer *= s.size[i];
-  for (int i = 0; i < inner; ++i) {
-    size[2 - inner + i] = s.size[s.rank - inner + i];
-    from[2 - inner + i] = s.src_stride[s.rank - inner + i];
-    to[2 - inner + i] = s.dst_stride[s.rank - inner + i];
-  }
-  parallel_for(exec, outer, outer * size[0] * size[1], [&](int64_t item, int) {
-    int64_t src_at = 0, dst_at = 0;
-    for (int i = s.rank - inner - 1; i >= 0; --i) {
-      src_at += item % s.size[i] * s.src_stride[i];
-      dst_at += item % s.size[i] * s.dst_stride[i];
-      item /= s.size[i];
+inline void fill_run(int64_t n, T value, T* dst) {
+  const Vec<T> v = broadcast(value);
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(dst + i, v);
+  for (; i < n; ++i) dst[i] = value;
+}
+
+// dst[i * dst_row + j] = src[i + j * src_col] for i, j < 4.
+template <class T>
+inline void transpose_4x4(const T* src, int64_t src_col, T* dst, int64_t dst_row) {
+  typedef T Quad __attribute__((vector_size(4 * sizeof(T))));
+  typedef T AnyQuad __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), __may_alias__));
+  const auto at = [&](int j) -> Quad {
+    return *reinterpret_cast<const AnyQuad*>(src + j * src_col);
+  };
+  const auto put = [&](int i, Quad v) { *reinterpret_cast<AnyQuad*>(dst + i * dst_row) = v; };
+  const Quad a = at(0), b = at(1), c = at(2), d = at(3);
+  const Quad ab_lo = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Quad ab_hi = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad cd_lo = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Quad cd_hi = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  put(0, __builtin_shufflevector(ab_lo, cd_lo, 0, 1, 4, 5));
+  put(1, __builtin_shufflevector(ab_lo, cd_lo, 2, 3, 6, 7));
+  put(2, __builtin_shufflevector(ab_hi, cd_hi, 0, 1, 4, 5));
+  put(3, __builtin_shufflevector(ab_hi, cd_hi, 2, 3, 6, 7));
+}
+
+// dst[r * dst_row + c] = src[r + c * src_col], by tiles whose rows and columns share cache lines.
+template <class T>
+void transpose_plane(int64_t rows, int64_t cols, const T* src, int64_t src_col, T* dst,
+                     int64_t dst_row) {
+  constexpr int64_t kTile = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile)
+    for (int64_t c0 = 0; c0 < cols; c0 += kTile) {
+      const int64_t r1 = min_of(r0 + kTile, rows), c1 = min_of(c0 + kTile, cols);
+      const int64_t r4 = r0 + (r1 - r0) / 4 * 4, c4 = c0 + (c1 - c0) / 4 * 4;
+      for (int64_t c = c0; c < c4; c += 4)
+        for (int64_t r = r0; r < r4; r += 4)
+          transpose_4x4(src + r + c * src_col, src_col, dst + r * dst_row + c, dst_row);
+      for (int64_t r = r0; r < r1; ++r)
+        for (int64_t c = r < r4 ? c4 : c0; c < c1; ++c) dst[r * dst_row + c] = src[r + c * src_col];
     }
-    copy_plane(size[0], size[1], src + src_at, from[0], from[1], dst + dst_at, to[0], to[1]);
+}
+
+// A plane of rows x cols elements, the columns next to each other in dst where possible.
+struct Plane {
+  int64_t rows, cols, src_row, src_col, dst_row, dst_col;
+};
+
+template <class T>
+void copy_plane(const Plane& p, const T* src, T* dst) {
+  if (p.dst_col == 1 && p.src_col == 1) {
+    for (int64_t r = 0; r < p.rows; ++r) copy_run(p.cols, src + r * p.src_row, dst + r * p.dst_row);
+  } else if (p.dst_col == 1 && p.src_row == 1) {
+    transpose_plane(p.rows, p.cols, src, p.src_col, dst, p.dst_row);
+  } else {
+    for (int64_t r = 0; r < p.rows; ++r)
+      for (int64_t c = 0; c < p.cols; ++c)
+        dst[r * p.dst_row + c * p.dst_col] = src[r * p.src_row + c * p.src_col];
+  }
+}
+
+inline void swap_axes(StridedShape& s, int a, int b) {
+  const auto swap = [](int64_t& u, int64_t& v) {
+    const int64_t t = u;
+    u = v;
+    v = t;
+  };
+  swap(s.size[a], s.size[b]);
+  swap(s.src_stride[a], s.src_stride[b]);
+  swap(s.dst_stride[a], s.dst_stride[b]);
+}
+
+constexpr int64_t magnitude(int64_t v) { return v < 0 ? -v : v; }
+
+// The same copy with as few axes as possible: no axis of length 1, the order of dst's memory,
+// neighbours that are one run in both arrays joined.
+inline StridedShape simplified(const StridedShape& given) {
+  StridedShape s{};
+  for (int i = 0; i < given.rank; ++i) {
+    if (given.size[i] == 1) continue;
+    s.size[s.rank] = given.size[i];
+    s.src_stride[s.rank] = given.src_stride[i];
+    s.dst_stride[s.rank] = given.dst_stride[i];
+    for (int j = s.rank++; j > 0 && s.dst_stride[j - 1] < s.dst_stride[j]; --j)
+      swap_axes(s, j - 1, j);
+  }
+  int last = 0;
+  for (int i = 1; i < s.rank; ++i) {
+    if (s.src_stride[last] == s.src_stride[i] * s.size[i] &&
+        s.dst_stride[last] == s.dst_stride[i] * s.size[i]) {
+      s.size[last] *= s.size[i];
+      s.src_stride[last] = s.src_stride[i];
+      s.dst_stride[last] = s.dst_stride[i];
+    } else {
+      ++last;
+      s.size[last] = s.size[i];
+      s.src_stride[last] = s.src_stride[i];
+      s.dst_stride[last] = s.dst_stride[i];
+    }
+  }
+  s.rank = s.rank ? last + 1 : 0;
+  return s;
+}
+
+template <class T>
+void copy(const Exec& exec, const StridedShape& given, const T* src, T* dst) {
+  StridedShape s = simplified(given);
+  Plane p{1, 1, 0, 1, 0, 1};
+  if (s.rank > 0) {
+    --s.rank;
+    p.cols = s.size[s.rank];
+    p.src_col = s.src_stride[s.rank];
+    p.dst_col = s.dst_stride[s.rank];
+  }
+  if (s.rank > 0) {  // the rows: the axis along which src is densest
+    int best = s.rank - 1;
+    for (int i = 0; i < s.rank; ++i)
+      if (magnitude(s.src_stride[i]) < magnitude(s.src_stride[best])) best = i;
+    for (int i = best; i + 1 < s.rank; ++i) swap_axes(s, i, i + 1);
+    --s.rank;
+    p.rows = s.size[s.rank];
+    p.src_row = s.src_stride[s.rank];
+    p.dst_row = s.dst_stride[s.rank];
+  }
+  int64_t outer = 1;
+  for (int i = 0; i < s.rank; ++i) outer *= s.size[i];
+  const int64_t piece_cols = min_of(max_of(p.cols, 1), kGrain);
+  const int64_t piece_rows = max_of(kGrain / piece_cols / 16 * 16, 16);
+  const int64_t row_pieces = ceil_div(p.rows, piece_rows),
+                col_pieces = ceil_div(p.cols, piece_cols);
+  parallel_for(exec, outer * row_pieces * col_pieces, outer * p.rows * p.cols,
+               [&](int64_t item, int) {
+                 const int64_t c0 = item % col_pieces * piece_cols;
+                 const int64_t r0 = item / col_pieces % row_pieces * piece_rows;
+                 int64_t src_at = r0 * p.src_row + c0 * p.src_col;
+                 int64_t dst_at = r0 * p.dst_row + c0 * p.dst_col;
+                 item /= col_pieces * row_pieces;
+                 for (int i = s.rank - 1; i >= 0; --i) {
+                   src_at += item % s.size[i] * s.src_stride[i];
+                   dst_at += item % s.size[i] * s.dst_stride[i];
+                   item /= s.size[i];
+                 }
+                 Plane piece = p;
+                 piece.rows = min_of(piece_rows, p.rows - r0);
+                 piece.cols = min_of(piece_cols, p.cols - c0);
+                 copy_plane(piece, src + src_at, dst + dst_at);
+               });
+}
+
+// ---- constant padding ----
+
+template <class T>
+void pad_constant(const Exec& exec, const PadShape& s, const T* x, T value, T* y) {
+  const int last = s.rank - 1;
+  int64_t rows = 1;
+  for (int i = 0; i < last; ++i) rows *= s.out[i];
+  const int64_t width = s.out[last];
+  // Along the last axis: [0, begin) is padding, [begin, end) is x, [end, width) is padding.
+  const int64_t begin = min_of(max_of(s.low[last], 0), width);
+  const int64_t end = max_of(min_of(s.low[last] + s.in[last], width), begin);
+  const int64_t piece = max_of(kGrain / max_of(width, 1), 1);
+  parallel_for(exec, ceil_div(rows, piece), rows * width, [&](int64_t item, int) {
+    for (int64_t row = item * piece; row < min_of((item + 1) * piece, rows); ++row) {
+      int64_t rest = row, at = 0, pitch = s.in[last];
+      bool inside = true;
+      for (int i = last - 1; i >= 0; --i) {
+        const int64_t from = rest % s.out[i] - s.low[i];
+        inside = inside && from >= 0 && from < s.in[i];
+        at += from * pitch;
+        pitch *= s.in[i];
+        rest /= s.out[i];
+      }
+      T* out = y + row * width;
+      if (!inside) {
+        fill_run(width, value, out);
+        continue;
+      }
+      fill_run(begin, value, out);
+      copy_run(end - begin, x + at + begin - s.low[last], out + begin);
+      fill_run(width - end, value, out + end);
+    }
   });
 }
+
+// ---- sums, indices ----
 
 template <class T>
 void add(const Exec& exec, int64_t n, const T* a, const T* b, T* out) {
@@ -45,10 +210,67 @@ void add(const Exec& exec, int64_t n, const T* a, const T* b, T* out) {
   });
 }
 
+inline int64_t find_outside(const Exec&, int64_t n, const int64_t* index, int64_t low,
+                            int64_t high) {
+  for (int64_t i = 0; i < n; ++i)
+    if (index[i] < low || index[i] >= high) return i;
+  return -1;
+}
+
+constexpr int64_t wrapped(int64_t index, int64_t rows) { return index < 0 ? index + rows : index; }
+
+template <class T>
+void index_rows(const Exec& exec, int64_t count, int64_t cols, const int64_t* index, int64_t rows,
+                const T* x, T* out) {
+  const int64_t piece_cols = min_of(max_of(cols, 1), kGrain);
+  const int64_t piece_rows = max_of(kGrain / piece_cols, 1);
+  const int64_t col_pieces = ceil_div(cols, piece_cols);
+  parallel_for(exec, ceil_div(count, piece_rows) * col_pieces, count * cols,
+               [&](int64_t item, int) {
+                 const int64_t c0 = item % col_pieces * piece_cols;
+                 const int64_t r0 = item / col_pieces * piece_rows;
+                 for (int64_t r = r0; r < min_of(r0 + piece_rows, count); ++r)
+                   copy_run(min_of(piece_cols, cols - c0), x + wrapped(index[r], rows) * cols + c0,
+                            out + r * cols + c0);
+               });
+}
+
+// Each item owns a block of out's rows and columns and adds into it in the order of the index, so
+// the blocks may follow the number of threads: they do not change any sum.
+template <class T>
+void index_add(const Exec& exec, int64_t count, int64_t cols, const int64_t* index, const T* values,
+               int64_t rows, T* out) {
+  constexpr int64_t kPieceCols = 256;
+  const int64_t col_pieces = ceil_div(cols, kPieceCols);
+  const int64_t wanted = exec.threads > 1 && count * cols >= kSerialWork
+                             ? max_of(exec.threads / max_of(col_pieces, 1), 1)
+                             : 1;
+  const int64_t piece_rows = max_of(ceil_div(rows, wanted), 1);
+  parallel_for(exec, ceil_div(rows, piece_rows) * col_pieces, (count + rows) * cols,
+               [&](int64_t item, int) {
+                 const int64_t c0 = item % col_pieces * kPieceCols;
+                 const int64_t n = min_of(kPieceCols, cols - c0);
+                 const int64_t r0 = item / col_pieces * piece_rows;
+                 const int64_t r1 = min_of(r0 + piece_rows, rows);
+                 for (int64_t r = r0; r < r1; ++r) fill_run(n, T(0), out + r * cols + c0);
+                 for (int64_t i = 0; i < count; ++i) {
+                   const int64_t row = wrapped(index[i], rows);
+                   if (row < r0 || row >= r1) continue;
+                   T* to = out + row * cols + c0;
+                   const T* from = values + i * cols + c0;
+                   for (int64_t c = 0; c < n; ++c) to[c] += from[c];
+                 }
+               });
+}
+
 template <class T>
 void add_all(Ops<T>& table) {
   table.copy = copy<T>;
+  table.pad_constant = pad_constant<T>;
   table.add = add<T>;
+  table.find_outside = find_outside;
+  table.index_rows = index_rows<T>;
+  table.index_add = index_add<T>;
 }
 
 }  // namespace

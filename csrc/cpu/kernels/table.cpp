@@ -12,6 +12,7 @@ CONVGRAD_ADD(conv_backward_weight);
 CONVGRAD_ADD(linear);
 CONVGRAD_ADD(local);
 CONVGRAD_ADD(pool);
+CONVGRAD_ADD(pool_avg);
 CONVGRAD_ADD(activation);
 CONVGRAD_ADD(softmax);
 CONVGRAD_ADD(loss);
@@ -29,6 +30,7 @@ void add_every(Ops<T>& table) {
   add_linear(table);
   add_local(table);
   add_pool(table);
+  add_pool_avg(table);
   add_activation(table);
   add_softmax(table);
   add_loss(table);
