@@ -1,0 +1,5 @@
+"""Data sets, samplers and a loader that prefetches in threads."""
+
+from convgrad.data.dataset import *
+from convgrad.data.loader import *
+from convgrad.data.sampler import *

@@ -1,0 +1,8 @@
+"""Layers, losses and containers, with the names, arguments and state of ``torch.nn``."""
+
+from convgrad.nn import init as init
+from convgrad.nn.container import *
+from convgrad.nn.conv import *
+from convgrad.nn.linear import *
+from convgrad.nn.module import *
+from convgrad.nn.parameter import *

@@ -1,0 +1,48 @@
+"""A tensor that a module learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from convgrad.backend import lib_of
+from convgrad.tensor import Tensor
+
+__all__ = ["Parameter"]
+
+
+class Parameter(Tensor):
+    """A leaf tensor that becomes a parameter of the :class:`Module` it is assigned to.
+
+    ``data`` is a tensor or an array; it is shared, not copied, unless it has more than two axes and
+    does not lie channels-last already.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        array = data.array if isinstance(data, Tensor) else np.asarray(data)
+        if requires_grad and array.dtype.kind != "f":
+            raise TypeError(
+                "[Parameter] Only float32 and float64 arrays can require gradients. Got "
+                f"{array.dtype}."
+            )
+        if array.ndim > 2 and array.dtype.kind == "f":
+            array = lib_of(array).channels_last(array)
+        super().__init__(array, requires_grad)
+        if isinstance(data, Tensor) and array is data.array:
+            self.version = data.version  # they share memory
+
+    def __repr__(self) -> str:
+        return f"Parameter containing:\n{super().__repr__()}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        array = lib_of(self.array).empty_like(self.array)
+        array[...] = self.array
+        clone = type(self)(array, self.requires_grad)
+        memo[id(self)] = clone
+        return clone
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (np.ascontiguousarray(self.array), self.requires_grad)
