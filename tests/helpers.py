@@ -1,4 +1,4 @@
-"""What the tests of every op share. Oracles are in tests/reference and import nothing of convgrad."""
+"""What the tests of every op share. The oracles, in tests/reference, import nothing of convgrad."""
 
 from __future__ import annotations
 
