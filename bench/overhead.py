@@ -1,4 +1,4 @@
-"""What a call costs: microseconds per op on tiny inputs, beside PyTorch: ``python -m bench.overhead``.
+"""What a call costs: microseconds on tiny inputs beside PyTorch: ``python -m bench.overhead``.
 
 The arrays are so small that the kernels hardly matter. Both sides run in turn on one thread;
 medians of blocks of calls.

@@ -27,8 +27,10 @@ class Workload:
     signal: float = 2.0  # size of the class's pattern beside the noise's 1
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """x (N, C, ...) float32, int64 classes: a pattern per class under noise, so that a few steps
-        show whether a network learns."""
+        """x (N, C, ...) float32 and int64 classes: a pattern per class under noise.
+
+        So a few steps show whether a network learns.
+        """
         rng = np.random.default_rng(0)
         x = rng.standard_normal(self.input_shape).astype(np.float32)
         if self.dense:
