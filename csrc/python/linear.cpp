@@ -88,6 +88,178 @@ py::object channel_sum(py::handle x_, int spatial) {
   return out.object;
 }
 
+// ---- matmul: torch.matmul's rules ----
+
+// (batch..., m, k) times (batch..., k, n); a vector counts as a row, resp. a column, that the
+// result drops again.
+struct MatMulShape {
+  int64_t m, n, k;
+  int rank;                                           // of the common batch
+  int64_t batch[kMaxRank], a[kMaxRank], b[kMaxRank];  // a, b: the operand's own sizes, or 1
+  int out_rank;
+  int64_t out[kMaxRank];
+
+  int64_t batch_size() const {
+    int64_t size = 1;
+    for (int i = 0; i < rank; ++i) size *= batch[i];
+    return size;
+  }
+};
+
+MatMulShape matmul_shape(const Array& a, const Array& b) {
+  const char* op = "matmul";
+  const std::string got = " Got shapes " + a.shape_text() + " and " + b.shape_text() + ".";
+  if (a.rank < 1 || b.rank < 1) value_error(op, "Both operands must have an axis." + got);
+  MatMulShape s{};
+  s.m = a.rank > 1 ? a.shape[a.rank - 2] : 1;
+  s.k = a.shape[a.rank - 1];
+  s.n = b.rank > 1 ? b.shape[b.rank - 1] : 1;
+  if (s.k != b.shape[b.rank > 1 ? b.rank - 2 : 0])
+    value_error(op, "The left operand's columns must equal the right one's rows." + got);
+  const int rank_a = a.rank > 2 ? a.rank - 2 : 0, rank_b = b.rank > 2 ? b.rank - 2 : 0;
+  s.rank = rank_a > rank_b ? rank_a : rank_b;
+  for (int i = 0; i < s.rank; ++i) {
+    const int in_a = i - (s.rank - rank_a), in_b = i - (s.rank - rank_b);
+    s.a[i] = in_a >= 0 ? a.shape[in_a] : 1;
+    s.b[i] = in_b >= 0 ? b.shape[in_b] : 1;
+    if (s.a[i] != s.b[i] && s.a[i] != 1 && s.b[i] != 1)
+      value_error(op, "The batch axes must be equal or 1." + got);
+    s.batch[i] = s.a[i] == 1 ? s.b[i] : s.a[i];
+    s.out[s.out_rank++] = s.batch[i];
+  }
+  if (a.rank > 1) s.out[s.out_rank++] = s.m;
+  if (b.rank > 1) s.out[s.out_rank++] = s.n;
+  return s;
+}
+
+// One operand of a batched product: the sizes of its batch axes and the elements of one matrix.
+struct BatchOperand {
+  const int64_t* size;
+  int64_t matrix;
+
+  // Elements to the operand's matrix for batch index `item` of `shape`.
+  int64_t offset(const MatMulShape& shape, int64_t item) const {
+    int64_t at = 0, pitch = matrix;
+    for (int i = shape.rank - 1; i >= 0; --i) {
+      if (size[i] != 1) at += item % shape.batch[i] * pitch;
+      item /= shape.batch[i];
+      pitch *= size[i];
+    }
+    return at;
+  }
+  bool whole(const MatMulShape& shape, int from) const {
+    for (int i = from; i < shape.rank; ++i)
+      if (size[i] != shape.batch[i]) return false;
+    return true;
+  }
+  bool repeated(const MatMulShape& shape, int from) const {
+    for (int i = from; i < shape.rank; ++i)
+      if (size[i] != 1) return false;
+    return true;
+  }
+};
+
+// c[i] = op(x[i]) op(y[i]) for each batch index; `g` gives sizes and transpositions. The last batch
+// axes, along which each operand is either whole or repeated, are one call of the kernel.
+void batched_gemm(const MatMulShape& s, GemmShape g, const BatchOperand& a, const BatchOperand& b,
+                  const Array& x, const Array& y, const Array& c) {
+  int first = s.rank;
+  const auto regular = [&](const BatchOperand& o, int i) {
+    return o.whole(s, i) || o.repeated(s, i);
+  };
+  while (first > 0 && regular(a, first - 1) && regular(b, first - 1)) --first;
+  for (int i = first; i < s.rank; ++i) g.batch *= s.batch[i];
+  g.stride_a = a.whole(s, first) ? a.matrix : 0;
+  g.stride_b = b.whole(s, first) ? b.matrix : 0;
+  const int64_t total = s.batch_size();
+  with_float_type("matmul", x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().gemm_workspace(g, threads); },
+        [&](const Exec& exec) {
+          for (int64_t i = 0; i < total; i += g.batch)
+            ops<T>().gemm(exec, g, x.as<T>() + a.offset(s, i), y.as<T>() + b.offset(s, i),
+                          static_cast<const T*>(nullptr), c.as<T>() + i * g.m * g.n);
+        });
+  });
+}
+
+// Sums (batch..., matrix) over the batch axes that the operand repeats, one axis at a time.
+Array sum_to(const MatMulShape& s, const BatchOperand& to, Array full) {
+  int64_t size[kMaxRank + 1];
+  for (int i = 0; i < s.rank; ++i) size[i] = s.batch[i];
+  for (int axis = 0; axis < s.rank; ++axis) {
+    if (to.size[axis] == size[axis]) continue;
+    int64_t outer = 1, inner = to.matrix;
+    for (int i = 0; i < axis; ++i) outer *= size[i];
+    for (int i = axis + 1; i < s.rank; ++i) inner *= size[i];
+    const int64_t rows = size[axis], shape[2] = {outer, inner};
+    const Array sum = empty(full.dtype, 2, shape, Layout::kC);
+    with_float_type("matmul", full.dtype, [&](auto t) {
+      using T = decltype(t);
+      run([&](int threads) { return ops<T>().column_sum_workspace(rows, inner, threads); },
+          [&](const Exec& exec) {
+            for (int64_t i = 0; i < outer; ++i)
+              ops<T>().column_sum(exec, rows, inner, full.as<T>() + i * rows * inner,
+                                  sum.as<T>() + i * inner);
+          });
+    });
+    full = sum;
+    size[axis] = 1;
+  }
+  return full;
+}
+
+py::object matmul_forward(py::handle a_, py::handle b_) {
+  const Array a = dense_arg("matmul", "left operand", a_, Layout::kC);
+  const Array b = dense_arg_like("matmul", "right operand", b_, Layout::kC, a);
+  const MatMulShape s = matmul_shape(a, b);
+  const Array c = empty(a.dtype, s.out_rank, s.out, Layout::kC);
+  batched_gemm(s, {s.m, s.n, s.k, false, false}, {s.a, s.m * s.k}, {s.b, s.k * s.n}, a, b, c);
+  return c.object;
+}
+
+// The gradient of one operand, in that operand's shape: `product` sums over the batch.
+template <class Product>
+py::object operand_gradient(const MatMulShape& s, const Array& operand, const BatchOperand& o,
+                            const Product& product) {
+  if (o.whole(s, 0)) {
+    const Array d = empty(operand.dtype, operand.rank, operand.shape, Layout::kC);
+    product(d);
+    return d.object;
+  }
+  const int64_t shape[2] = {s.batch_size(), o.matrix};
+  const Array full = empty(operand.dtype, 2, shape, Layout::kC);
+  product(full);
+  return sum_to(s, o, full).object.attr("reshape")(operand.object.attr("shape"));
+}
+
+// (da, db) = (dy b', a' dy), summed over the batch axes that an operand repeats; None where not
+// needed.
+py::tuple matmul_backward(py::handle dy_, py::handle a_, py::handle b_, bool need_a, bool need_b) {
+  const Array dy = dense_arg("matmul", "gradient", dy_, Layout::kC);
+  const Array a = dense_arg_like("matmul", "left operand", a_, Layout::kC, dy);
+  const Array b = dense_arg_like("matmul", "right operand", b_, Layout::kC, dy);
+  MatMulShape s = matmul_shape(a, b);
+  if (dy.size() != s.batch_size() * s.m * s.n)
+    value_error("matmul",
+                "The gradient must have the product's shape. Got " + dy.shape_text() + ".");
+  if (s.rank > 0 && b.rank <= 2 && a.rank > 2) {  // one matrix for all: the batch is more rows
+    s.m *= s.batch_size();
+    s.rank = 0;
+  }
+  const BatchOperand in_a = {s.a, s.m * s.k}, in_b = {s.b, s.k * s.n}, in_dy = {s.batch, s.m * s.n};
+  py::object da = py::none(), db = py::none();
+  if (need_a)
+    da = operand_gradient(s, a, in_a, [&](const Array& d) {
+      batched_gemm(s, {s.m, s.k, s.n, false, true}, in_dy, in_b, dy, b, d);
+    });
+  if (need_b)
+    db = operand_gradient(s, b, in_b, [&](const Array& d) {
+      batched_gemm(s, {s.k, s.n, s.m, true, false}, in_a, in_dy, a, dy, d);
+    });
+  return py::make_tuple(da, db);
+}
+
 }  // namespace
 
 void bind_linear(py::module_& m) {
@@ -95,6 +267,8 @@ void bind_linear(py::module_& m) {
   m.def("linear_backward_input", &linear_backward_input);
   m.def("linear_backward_weight", &linear_backward_weight);
   m.def("channel_sum", &channel_sum);
+  m.def("matmul_forward", &matmul_forward);
+  m.def("matmul_backward", &matmul_backward);
 }
 
 }  // namespace convgrad::python

@@ -1,4 +1,4 @@
-"""Fully connected layers."""
+"""Fully connected layers and matrix products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from convgrad.autograd import Op
 from convgrad.backend import lib_of
 from convgrad.tensor import Tensor
 
-__all__ = ["linear"]
+__all__ = ["linear", "matmul"]
 
 Array = Any
 
@@ -41,3 +41,29 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ValueError for shapes that do not fit, TypeError for dtypes that differ.
     """
     return Linear.apply((input, weight, bias))
+
+
+class MatMul(Op):
+    """y[..., i, j] = sum over k of a[..., i, k] b[..., k, j]."""
+
+    fresh = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        lib = lib_of(a)
+        a, b = lib.contiguous(a), lib.contiguous(b)
+        self.saved = a, b
+        return lib.matmul_forward(a, b)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        a, b = self.saved
+        return lib_of(dy).matmul_backward(dy, a, b, *self.needs)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product of (..., m, k) and (..., k, n), (..., m, n), by ``torch.matmul``'s rules.
+
+    Batch axes are broadcast. A vector on the left is a row (1, k), on the right a column (k, 1);
+    the axis it was given is dropped from the result. ValueError for shapes that do not fit,
+    TypeError for dtypes that differ.
+    """
+    return MatMul.apply((a, b))
