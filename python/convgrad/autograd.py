@@ -12,14 +12,26 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from convgrad import backend
+import numpy as np
+
+from convgrad.backend import lib_of
 
 if TYPE_CHECKING:
     from convgrad.tensor import Tensor
 else:
     Tensor = None  # set by tensor.py, which imports this module
 
-__all__ = ["Op", "enable_grad", "grad", "is_grad_enabled", "no_grad", "run_backward"]
+__all__ = [
+    "Function",
+    "FunctionContext",
+    "Op",
+    "enable_grad",
+    "grad",
+    "is_grad_enabled",
+    "no_grad",
+    "run_backward",
+    "set_grad_enabled",
+]
 
 Array = Any  # a backend's array: numpy.ndarray, one day cupy.ndarray
 
@@ -75,6 +87,32 @@ class enable_grad(_set_grad_mode):
     enabled = True
 
 
+class set_grad_enabled(_set_grad_mode):
+    """``with set_grad_enabled(mode):``, or a plain call: sets whether this thread records."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self.enabled = bool(mode)
+        # A plain call takes effect at once; used as a context, leaving it restores the mode.
+        self._outer = _mode.enabled
+        _mode.enabled = self.enabled
+
+    def __enter__(self) -> None:
+        self._before.append(self._outer)
+        _mode.enabled = self.enabled
+
+    def __call__(self, function: F) -> F:
+        _mode.enabled = self._outer
+        mode = self.enabled
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with set_grad_enabled(mode):
+                return function(*args, **kwargs)
+
+        return wrapped  # type: ignore[return-value]
+
+
 class Op:
     """One differentiable operation; an instance is one call of it, a node of the tape.
 
@@ -84,15 +122,18 @@ class Op:
     gradient when there is one input). ``self.needs[i]`` says whether input i wants a gradient.
 
     ``fresh = True`` promises that backward's arrays are new and referenced nowhere else, so that a
-    leaf may keep them without a copy.
+    leaf may keep them without a copy. ``view = True`` says that the output may lie in the first
+    input's memory.
     """
 
     fresh = False
+    view = False
     outputs = 1
     saved: tuple[Any, ...] = ()
-    needs: tuple[bool, ...] = ()
-    edges: tuple[Any, ...] | None = None  # per input: (Op or leaf Tensor, output index) or None
-    guards: tuple[Any, ...] = ()
+    needs: Sequence[bool] = ()
+    edges: list[Any] | None = None  # per input: (Op or leaf Tensor, output index) or None
+    guards: Sequence[Any] = ()  # (version, its count at the forward pass, id of the array)
+    hooks: dict[int, dict[int, Any]] | None = None  # per output: gradient hooks
 
     def forward(self, *args: Any) -> Any:
         raise NotImplementedError
@@ -104,38 +145,49 @@ class Op:
     def apply(cls, inputs: Sequence[Any], *params: Any) -> Any:
         """Runs the op on tensors (or None, or plain numbers) and records it if any needs it."""
         node = cls()
-        needs = tuple([isinstance(t, Tensor) and t.requires_grad for t in inputs])
-        record = _mode.enabled and True in needs
-        node.needs = needs if record else (False,) * len(needs)
-        out = node.forward(*[t.array if isinstance(t, Tensor) else t for t in inputs], *params)
-        if not record:
-            if isinstance(out, tuple):
-                return tuple([Tensor(a) for a in out])
-            return Tensor(out)
-        node.edges = tuple(
-            [
-                None if not need else (t, 0) if t.node is None else (t.node, t.index)
-                for t, need in zip(inputs, needs)
-            ]
-        )
-        if node.saved:
-            node._guard(inputs)
-        if isinstance(out, tuple):
+        enabled = _mode.enabled
+        arrays: list[Any] = []
+        needs: list[bool] = []
+        edges: list[Any] = []
+        record = False
+        for t in inputs:
+            if isinstance(t, Tensor):
+                arrays.append(t.array)
+                if enabled and t._requires_grad:
+                    record = True
+                    needs.append(True)
+                    source = t.node
+                    edges.append((t if source is None else source, t.index))
+                    continue
+            else:
+                arrays.append(t)
+            needs.append(False)
+            edges.append(None)
+        node.needs = needs
+        out = node.forward(*arrays, *params)
+        if type(out) is tuple:
+            outputs = tuple([Tensor(array) for array in out])
             node.outputs = len(out)
-            return tuple([_output(a, node, i) for i, a in enumerate(out)])
-        return _output(out, node, 0)
+        else:
+            outputs = (Tensor(out),)
+        if cls.view:
+            _share_version(inputs[0], outputs)
+        if record:
+            node.edges = edges
+            for index, t in enumerate(outputs):
+                if t.array.dtype.kind == "f":  # integer results (indices) carry no gradients
+                    t._requires_grad = True
+                    t.node = node
+                    t.index = index
+            if node.saved:
+                node.guards = [
+                    (t.version, t.version[0], id(t.array))
+                    for t in (*inputs, *outputs)
+                    if isinstance(t, Tensor)
+                ]
+        return outputs if type(out) is tuple else outputs[0]
 
-    def _guard(self, inputs: Sequence[Any]) -> None:
-        """Remembers the versions of saved leaves: a later change in place must be noticed."""
-        guards = [
-            (t.version, t.version[0], t.array.shape)
-            for t in inputs
-            if isinstance(t, Tensor) and t.node is None and any(t.array is a for a in self.saved)
-        ]
-        if guards:
-            self.guards = tuple(guards)
-
-    def run_backward(self, grads: list[Any]) -> tuple[Any, ...]:
+    def run_backward(self, grads: list[Any]) -> Any:
         """Checks that the saved arrays are still what they were, and calls backward."""
         if self.edges is None:
             raise RuntimeError(
@@ -143,51 +195,77 @@ class Op:
                 "saved arrays freed. Pass retain_graph=True to the first backward() to walk it "
                 "twice."
             )
-        for version, before, shape in self.guards:
+        for version, before, array_id in self.guards:
             if version[0] != before:
+                self._raise_if_saved(version[0], before, array_id)
+        if self.hooks is not None:
+            grads = [
+                g if g is None or i not in self.hooks else run_hooks(self.hooks[i], g)
+                for i, g in enumerate(grads)
+            ]
+        return self.backward(*grads)
+
+    def _raise_if_saved(self, now: int, before: int, array_id: int) -> None:
+        """An array that is saved is alive, so its id is still its own."""
+        for array in self.saved:
+            if id(array) == array_id:
                 raise RuntimeError(
-                    f"[backward] A tensor of shape {shape} saved by {type(self).__name__} was "
-                    f"changed in place: it is at version {version[0]}, the forward pass saw "
-                    f"{before}."
+                    f"[backward] A tensor of shape {array.shape} saved by {type(self).__name__} "
+                    f"was changed in place: it is at version {now}, the forward pass saw {before}."
                 )
-        with no_grad():
-            out = self.backward(*grads)
-        return out if isinstance(out, tuple) else (out,)
 
     def release(self) -> None:
         """Frees everything the forward pass kept."""
         self.__dict__.clear()
 
 
-def _output(array: Array, node: Op, index: int) -> Tensor:
-    t = Tensor(array)
-    # Integer results (indices) never carry gradients.
-    if array.dtype.kind == "f":
-        t.requires_grad = True
-        t.node = node
-        t.index = index
-    return t
+def _share_version(source: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Views are changed when their base is."""
+    array = source.array
+    for t in outputs:
+        base = t.array.base
+        if t.array is array or base is array or (base is not None and base is array.base):
+            t.version = source.version
+
+
+def run_hooks(hooks: dict[int, Any], gradient: Array) -> Array:
+    """Each hook sees the gradient and may return another one of the same shape in its place."""
+    for hook in list(hooks.values()):
+        out = hook(Tensor(gradient))
+        if out is None:
+            continue
+        if not isinstance(out, Tensor) or out.shape != gradient.shape:
+            raise ValueError(
+                "[register_hook] A hook must return None or a tensor of the gradient's shape, "
+                f"{gradient.shape}. Got {out!r}."
+            )
+        gradient = out.array
+    return gradient
 
 
 def _count_uses(roots: Sequence[Any]) -> dict[Any, int]:
     """How many edges lead to each node and leaf reachable from the roots (iteratively)."""
     uses: dict[Any, int] = {}
-    stack = list(roots)
+    stack = []
     for root in roots:
-        uses[root] = uses.get(root, 0) + 1
-    seen = set(roots)
-    stack = list(seen)
+        if root in uses:
+            uses[root] += 1
+        else:
+            uses[root] = 1
+            stack.append(root)
     while stack:
         target = stack.pop()
-        if not isinstance(target, Op) or target.edges is None:
+        edges = target.edges
+        if edges is None:  # a leaf, or an op that was released
             continue
-        for edge in target.edges:
-            if edge is None:
-                continue
-            uses[edge[0]] = uses.get(edge[0], 0) + 1
-            if edge[0] not in seen:
-                seen.add(edge[0])
-                stack.append(edge[0])
+        for edge in edges:
+            if edge is not None:
+                source = edge[0]
+                if source in uses:
+                    uses[source] += 1
+                else:
+                    uses[source] = 1
+                    stack.append(source)
     return uses
 
 
@@ -200,71 +278,102 @@ def run_backward(
     """Walks the graph from ``tensors`` back, each node once, after all of its consumers.
 
     Leaves accumulate into ``.grad``; with ``wanted`` (keys: (node or leaf, output index)) nothing
-    accumulates and the gradients of those places are put there instead.
+    accumulates and copies of the gradients of those places are put there instead.
     """
-    targets = [t if t.node is None else t.node for t in tensors]
-    uses = _count_uses(targets)
-    # Per target: a gradient per output, and whether the sum is ours to add into.
+    roots = [t if t.node is None else t.node for t in tensors]
+    uses = _count_uses(roots)
+    # Per target: a gradient per output, and at the end whether the only one is ours to keep.
     pending: dict[Any, list[Any]] = {}
     ready: list[Any] = []
-
-    def arrive(target: Any, index: int, gradient: Array | None, ours: bool) -> None:
-        slots = pending.get(target)
-        if slots is None:
-            outputs = target.outputs if isinstance(target, Op) else 1
-            slots = pending[target] = [None, False] * outputs
-        if gradient is not None:
-            if slots[2 * index] is None:
-                slots[2 * index], slots[2 * index + 1] = gradient, ours
+    # The roots' gradients arrive as those of a node before them would.
+    edges: Sequence[Any] = [(root, t.index) for root, t in zip(roots, tensors)]
+    inputs: Any = tuple(gradients)
+    fresh = False
+    before, _mode.enabled = _mode.enabled, False
+    try:
+        while True:
+            if type(inputs) is not tuple:
+                inputs = (inputs,)
+            for edge, gradient in zip(edges, inputs):
+                if edge is None:
+                    continue
+                source, index = edge
+                if gradient is not None:
+                    slots = pending.get(source)
+                    if slots is None:
+                        slots = pending[source] = [None] * source.outputs
+                        slots.append(fresh)
+                    if slots[index] is None:
+                        slots[index] = gradient
+                    else:
+                        slots[index] = lib_of(gradient).add(slots[index], gradient)
+                        slots[-1] = True
+                left = uses[source] = uses[source] - 1
+                if left == 0:
+                    ready.append(source)
+            del inputs
+            gradient = slots = None  # keep no gradient alive longer than it is needed
+            if not ready:
+                return
+            target = ready.pop()
+            slots = pending.pop(target, None)
+            if wanted is not None and slots is not None:
+                _collect(target, slots, wanted)
+            if isinstance(target, Tensor):
+                if wanted is None and slots is not None:
+                    target._accumulate(slots[0], slots[1])
+                edges = inputs = ()
+                continue
+            edges = target.edges or ()
+            if slots is not None:
+                slots.pop()
+                inputs = target.run_backward(slots)
             else:
-                slots[2 * index] = backend.of(gradient).lib.add(slots[2 * index], gradient)
-                slots[2 * index + 1] = True
-        uses[target] -= 1
-        if uses[target] == 0:
-            ready.append(target)
+                inputs = (None,) * len(edges)
+            fresh = target.fresh
+            if not retain_graph:
+                target.release()
+    finally:
+        _mode.enabled = before
 
-    # A root given twice counts twice, so it becomes ready only when both have arrived.
-    for t, target, gradient in zip(tensors, targets, gradients):
-        arrive(target, t.index, gradient, False)
 
-    while ready:
-        target = ready.pop()
-        slots = pending.pop(target)
-        if wanted is not None:
-            for index in range(len(slots) // 2):
-                if (target, index) in wanted:
-                    wanted[target, index] = slots[2 * index]
-        if not isinstance(target, Op):
-            if wanted is None and slots[0] is not None:
-                target._accumulate(slots[0], owned=slots[1])
-            continue
-        grads = slots[::2]
-        if any(g is not None for g in grads):
-            inputs = target.run_backward(grads)
-        else:
-            inputs = (None,) * len(target.edges or ())
-        edges, fresh = target.edges, target.fresh
-        if not retain_graph:
-            target.release()
-        del slots, grads
-        for edge, gradient in zip(edges or (), inputs):
-            if edge is not None:
-                arrive(edge[0], edge[1], gradient, fresh)
-        del inputs
+def _collect(target: Any, slots: list[Any], wanted: dict[tuple[Any, int], Array | None]) -> None:
+    for index, gradient in enumerate(slots[:-1]):
+        if gradient is not None and (target, index) in wanted:
+            hooks = target.hooks if isinstance(target, Tensor) else None
+            if hooks:
+                gradient = run_hooks(hooks, gradient)
+            wanted[target, index] = copied(gradient)
+
+
+def copied(array: Array) -> Array:
+    """A new channels-last array with the values of ``array``."""
+    out = lib_of(array).empty_like(array)
+    out[...] = array
+    return out
+
+
+def refuse_create_graph(op: str, create_graph: bool) -> None:
+    if create_graph:
+        raise RuntimeError(
+            f"[{op}] create_graph=True is not supported: convgrad has no double backward."
+        )
 
 
 def grad(
     outputs: Tensor | Sequence[Tensor],
     inputs: Tensor | Sequence[Tensor],
-    grad_outputs: Tensor | Sequence[Tensor] | None = None,
-    retain_graph: bool = False,
+    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
     allow_unused: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``outputs`` with respect to ``inputs``, returned instead of accumulated.
 
-    Args as ``torch.autograd.grad``; there is no double backward. An input that the outputs do not
-    depend on raises unless ``allow_unused``, which gives None for it.
+    Args as ``torch.autograd.grad``; there is no double backward (``create_graph`` raises). An input
+    that the outputs do not depend on raises unless ``allow_unused``, which gives None for it.
     """
+    refuse_create_graph("grad", create_graph)
     outs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
     ins = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if grad_outputs is None or isinstance(grad_outputs, Tensor):
@@ -275,18 +384,131 @@ def grad(
         raise ValueError(
             f"[grad] grad_outputs must have one entry per output, {len(outs)}. Got {len(given)}."
         )
-    for t in ins:
+    for i, t in enumerate(ins):
         if not t.requires_grad:
-            raise RuntimeError("[grad] One of the inputs does not require a gradient.")
+            raise RuntimeError(f"[grad] Input {i}, of shape {t.shape}, does not require a gradient.")
     wanted: dict[tuple[Any, int], Array | None] = {
         (t if t.node is None else t.node, t.index): None for t in ins
     }
-    run_backward(outs, [t._start_gradient(g) for t, g in zip(outs, given)], retain_graph, wanted)
+    starts = [t._start_gradient(g) for t, g in zip(outs, given)]
+    run_backward(outs, starts, bool(retain_graph), wanted)
     result = [wanted[t if t.node is None else t.node, t.index] for t in ins]
-    if not allow_unused and any(g is None for g in result):
-        missing = [i for i, g in enumerate(result) if g is None]
+    missing = [i for i, g in enumerate(result) if g is None]
+    if missing and not allow_unused:
         raise RuntimeError(
             f"[grad] The outputs do not depend on input {missing}. Pass allow_unused=True to get "
             "None for it."
         )
     return tuple([None if g is None else Tensor(g) for g in result])
+
+
+# ---- ops of the user's own ----
+
+
+class FunctionContext:
+    """What a :class:`Function`'s forward hands to its backward; any attribute may be added."""
+
+    def __init__(self, needs_input_grad: Sequence[bool]) -> None:
+        self.needs_input_grad = tuple(needs_input_grad)
+        self._saved: tuple[Tensor | None, ...] = ()
+        self._constant: set[int] = set()
+        self._materialize = True
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keeps inputs, outputs or intermediate tensors. A change in place before backward raises.
+
+        They come back detached, so that an output saved by the call that made it is no cycle.
+        """
+        self._saved = tuple([None if t is None else t.detach() for t in tensors])
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        return self._saved
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """These outputs carry no gradient."""
+        self._constant = {id(t) for t in tensors}
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether backward sees zeros (the default) or None for an output nobody used."""
+        self._materialize = value
+
+
+class Function:
+    """An operation of the user's own, as ``torch.autograd.Function``.
+
+    A subclass defines the static methods ``forward(ctx, *args)``, on tensors, and
+    ``backward(ctx, *grads)``, which returns a gradient tensor or None per argument of forward; it
+    is called as ``MyFunction.apply(*args)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        raise NotImplementedError("[Function] A subclass must define forward(ctx, *args).")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError("[Function] A subclass must define backward(ctx, *grads).")
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        out = _Call.apply(args, cls, args)
+        for t in out if isinstance(out, tuple) else (out,):
+            if t.node is not None and t.index in t.node.constant:
+                t.node, t._requires_grad = None, False
+        return out
+
+
+class _Call(Op):
+    """A call of a :class:`Function`."""
+
+    def forward(self, *args: Any) -> Any:
+        self.function, inputs = args[-2:]
+        self.inputs = [
+            (t.shape, t.array.dtype) if isinstance(t, Tensor) else None for t in inputs
+        ]
+        self.context = FunctionContext(self.needs)
+        with no_grad():
+            out = self.function.forward(self.context, *inputs)
+        outs = out if isinstance(out, tuple) else (out,)
+        for t in outs:
+            if not isinstance(t, Tensor):
+                raise TypeError(
+                    f"[{self.function.__name__}] forward must return tensors. Got "
+                    f"{type(t).__name__}."
+                )
+        self.saved = tuple([t.array for t in self.context._saved if t is not None])
+        self.like = [(t.shape, t.array.dtype) for t in outs]
+        self.constant = {i for i, t in enumerate(outs) if id(t) in self.context._constant}
+        arrays = tuple([t.array for t in outs])
+        return arrays if isinstance(out, tuple) else arrays[0]
+
+    def backward(self, *dy: Array | None) -> tuple[Array | None, ...]:
+        context = self.context
+        grads = [
+            Tensor(g) if g is not None else Tensor(np.zeros(*like)) if context._materialize else None
+            for g, like in zip(dy, self.like)
+        ]
+        out = self.function.backward(context, *grads)
+        outs = out if isinstance(out, tuple) else (out,)
+        name = self.function.__name__
+        if len(outs) != len(self.inputs):
+            raise RuntimeError(
+                f"[{name}] backward must return one gradient (or None) per argument of forward, "
+                f"{len(self.inputs)}. Got {len(outs)}."
+            )
+        return tuple(
+            [
+                self._checked(name, i, g) if need and g is not None else None
+                for i, (g, need) in enumerate(zip(outs, self.needs))
+            ]
+        )
+
+    def _checked(self, name: str, i: int, gradient: Any) -> Array:
+        shape, dtype = self.inputs[i]
+        if not isinstance(gradient, Tensor) or gradient.shape != shape:
+            raise ValueError(
+                f"[{name}] backward must return a tensor of shape {shape} for argument {i}. Got "
+                f"{gradient!r}."
+            )
+        return gradient.array.astype(dtype, copy=False)

@@ -9,7 +9,7 @@ import numpy as np
 
 from convgrad import _cpu
 
-__all__ = ["CPU", "Backend", "by_device", "cuda_status", "lib_of", "of"]
+__all__ = ["CPU", "Backend", "by_device", "cuda_status", "device", "lib_of", "of"]
 
 
 class Backend:
@@ -30,8 +30,24 @@ class Backend:
         return f"Backend({self.device!r})"
 
 
+class device(str):
+    """'cpu', 'cuda' or 'cuda:N': a string with PyTorch's attributes."""
+
+    __slots__ = ()
+
+    @property
+    def type(self) -> str:
+        return self.split(":")[0]
+
+    @property
+    def index(self) -> int | None:  # type: ignore[override]
+        number = self.partition(":")[2]
+        return int(number) if number else None
+
+
 CPU = Backend("cpu", np, _cpu)
 _BY_TYPE: dict[type, Backend] = {np.ndarray: CPU}
+_LIB_BY_TYPE: dict[type, Any] = {np.ndarray: _cpu}
 
 
 def of(array: Any) -> Backend:
@@ -48,7 +64,7 @@ def of(array: Any) -> Backend:
 
 def lib_of(array: Any) -> Any:
     """The kernels for an array."""
-    return of(array).lib
+    return _LIB_BY_TYPE.get(type(array)) or of(array).lib
 
 
 def cuda_status() -> str:

@@ -14,6 +14,9 @@ import numpy as np
 __all__ = ["Generator", "default_generator", "initial_seed", "manual_seed"]
 
 _MASK = (1 << 64) - 1
+_STATE_KEYS = frozenset(
+    {"seed", "offset", "counter", "key", "buffer", "buffer_pos", "has_uint32", "uinteger"}
+)
 
 
 class Generator:
@@ -67,7 +70,7 @@ class Generator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from where ``state_dict()`` was taken; ValueError if an entry is missing."""
-        missing = self.state_dict().keys() - state.keys()
+        missing = _STATE_KEYS - state.keys()
         if missing:
             raise ValueError(f"[load_state_dict] The state must hold {sorted(missing)}.")
         self.manual_seed(state["seed"])
@@ -84,7 +87,8 @@ class Generator:
             "uinteger": state["uinteger"],
         }
 
-    __getstate__ = state_dict
+    def __getstate__(self) -> dict[str, Any]:
+        return self.state_dict()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._lock = threading.Lock()
