@@ -1,10 +1,24 @@
 """convgrad: convolutional networks on 1-D signals, 2-D images and 3-D volumes."""
 
+import numpy as _np
+
 from convgrad import autograd, data, functional, nn
 from convgrad._cpu import empty_cache, get_num_threads, set_num_threads
-from convgrad.autograd import enable_grad, is_grad_enabled, no_grad
+from convgrad.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from convgrad.backend import device
+from convgrad.creation import *
+from convgrad.functional.linear import *
+from convgrad.functional.math import *
+from convgrad.functional.shape import *
 from convgrad.random import Generator, default_generator, initial_seed, manual_seed
 from convgrad.summary import summary
 from convgrad.tensor import Tensor, tensor
 
 __version__ = "0.1.0"
+
+float32 = _np.dtype(_np.float32)
+float64 = double = _np.dtype(_np.float64)
+int64 = long = _np.dtype(_np.int64)
+int32 = _np.dtype(_np.int32)
+uint8 = _np.dtype(_np.uint8)
+bool = _np.dtype(_np.bool_)

@@ -386,7 +386,9 @@ def grad(
         )
     for i, t in enumerate(ins):
         if not t.requires_grad:
-            raise RuntimeError(f"[grad] Input {i}, of shape {t.shape}, does not require a gradient.")
+            raise RuntimeError(
+                f"[grad] Input {i}, of shape {t.shape}, does not require a gradient."
+            )
     wanted: dict[tuple[Any, int], Array | None] = {
         (t if t.node is None else t.node, t.index): None for t in ins
     }
@@ -464,9 +466,7 @@ class _Call(Op):
 
     def forward(self, *args: Any) -> Any:
         self.function, inputs = args[-2:]
-        self.inputs = [
-            (t.shape, t.array.dtype) if isinstance(t, Tensor) else None for t in inputs
-        ]
+        self.inputs = [(t.shape, t.array.dtype) if isinstance(t, Tensor) else None for t in inputs]
         self.context = FunctionContext(self.needs)
         with no_grad():
             out = self.function.forward(self.context, *inputs)
@@ -486,7 +486,11 @@ class _Call(Op):
     def backward(self, *dy: Array | None) -> tuple[Array | None, ...]:
         context = self.context
         grads = [
-            Tensor(g) if g is not None else Tensor(np.zeros(*like)) if context._materialize else None
+            Tensor(g)
+            if g is not None
+            else Tensor(np.zeros(*like))
+            if context._materialize
+            else None
             for g, like in zip(dy, self.like)
         ]
         out = self.function.backward(context, *grads)

@@ -12,7 +12,7 @@ import numpy as np
 from convgrad import backend
 from convgrad.functional.shape import sizes
 from convgrad.random import Generator, default_generator
-from convgrad.tensor import Tensor, checked_dtype, tensor
+from convgrad.tensor import Tensor, as_tensor, checked_dtype, tensor
 
 __all__ = [
     "arange",
@@ -44,18 +44,6 @@ Shape = Any  # ints, or one tuple of them
 # ---- from what exists ----
 
 
-def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """``data`` itself if it is such a tensor; shares an array's memory if its dtype fits."""
-    if device is not None:
-        backend.by_device(device)
-    if isinstance(data, Tensor):
-        return data if dtype is None else data.to(dtype)
-    if isinstance(data, np.ndarray) and data.flags.aligned and data.dtype.isnative:
-        wanted = checked_dtype("as_tensor", data.dtype if dtype is None else dtype)
-        return Tensor(data.astype(wanted, copy=False))
-    return tensor(data, dtype)
-
-
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor in the array's memory. TypeError for other types than NumPy's arrays.
 
@@ -82,9 +70,7 @@ def from_dlpack(source: Any) -> Tensor:
 # ---- constants ----
 
 
-def _new(
-    array: np.ndarray, device: Any, requires_grad: bool
-) -> Tensor:
+def _new(array: np.ndarray, device: Any, requires_grad: bool) -> Tensor:
     if device is not None:
         backend.by_device(device)
     out = Tensor(array)
@@ -113,7 +99,11 @@ def empty(
 
 
 def full(
-    size: Shape, fill_value: Any, *, dtype: Any = None, device: Any = None,
+    size: Shape,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """fill_value everywhere; without dtype a bool, int64 or float32 tensor, by the value's type."""
@@ -169,8 +159,14 @@ def full_like(input: Tensor, fill_value: Any, **kwargs: Any) -> Tensor:
     return full(input.shape, fill_value, **_like(input, kwargs))
 
 
-def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None,
-        requires_grad: bool = False) -> Tensor:
+def eye(
+    n: int,
+    m: int | None = None,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """(n, m), or (n, n): 1 on the diagonal, 0 elsewhere."""
     wanted = checked_dtype("eye", np.float32 if dtype is None else dtype)
     return _new(np.eye(n, m, dtype=wanted), device, requires_grad)
@@ -180,7 +176,12 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None,
 
 
 def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None,
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """start, start + step, ... below end; from 0 if one number is given. int64 for ints."""
@@ -198,7 +199,12 @@ def arange(
 
 
 def linspace(
-    start: float, end: float, steps: int, *, dtype: Any = None, device: Any = None,
+    start: float,
+    end: float,
+    steps: int,
+    *,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """steps numbers from start to end, both included, evenly spaced."""
@@ -222,7 +228,10 @@ def _random(
 
 
 def rand(
-    *size: Shape, generator: Generator | None = None, dtype: Any = None, device: Any = None,
+    *size: Shape,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Uniform on [0, 1)."""
@@ -231,7 +240,10 @@ def rand(
 
 
 def randn(
-    *size: Shape, generator: Generator | None = None, dtype: Any = None, device: Any = None,
+    *size: Shape,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Normal, with mean 0 and variance 1."""
@@ -250,8 +262,14 @@ def randn_like(input: Tensor, **kwargs: Any) -> Tensor:
 
 
 def randint(
-    low: int, high: Any = None, size: Shape = None, *, generator: Generator | None = None,
-    dtype: Any = None, device: Any = None, requires_grad: bool = False,
+    low: int,
+    high: Any = None,
+    size: Shape = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """Ints from low (0 if only one bound is given) to high - 1, int64."""
     if size is None:  # randint(high, size)

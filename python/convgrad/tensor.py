@@ -10,7 +10,7 @@ import numpy as np
 
 from convgrad import autograd, backend
 
-__all__ = ["HookHandle", "Tensor", "as_array", "checked_dtype", "tensor"]
+__all__ = ["HookHandle", "Tensor", "as_array", "as_tensor", "checked_dtype", "tensor"]
 
 Array = Any
 # Tensor has methods of these names.
@@ -462,7 +462,9 @@ class Tensor:
             self._update("clamp_", np.maximum, min)
         return self if max is None else self._update("clamp_", np.minimum, max)
 
-    def _assigned(self, other: Any, changed: Callable[..., Tensor], new: Callable[..., Tensor]) -> Tensor:
+    def _assigned(
+        self, other: Any, changed: Callable[..., Tensor], new: Callable[..., Tensor]
+    ) -> Tensor:
         """x += other: in place where nothing is recorded, else a new tensor under the old name."""
         recorded = autograd.is_grad_enabled() and (
             (self._requires_grad and self.node is not None)
@@ -643,13 +645,21 @@ class Tensor:
         return _math.mean(self, dim, keepdim)
 
     def var(
-        self, dim: Any = None, unbiased: _bool = True, keepdim: _bool = False, *,
+        self,
+        dim: Any = None,
+        unbiased: _bool = True,
+        keepdim: _bool = False,
+        *,
         correction: _float | None = None,
     ) -> Tensor:
         return _math.var(self, dim, unbiased, keepdim, correction=correction)
 
     def std(
-        self, dim: Any = None, unbiased: _bool = True, keepdim: _bool = False, *,
+        self,
+        dim: Any = None,
+        unbiased: _bool = True,
+        keepdim: _bool = False,
+        *,
         correction: _float | None = None,
     ) -> Tensor:
         return _math.std(self, dim, unbiased, keepdim, correction=correction)
@@ -773,9 +783,7 @@ def checked_dtype(op: str, dtype: Any) -> np.dtype[Any]:
     return found.newbyteorder("=")
 
 
-def tensor(
-    data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A new leaf with a copy of ``data`` (numbers, nested lists, an array or a tensor).
 
     Python floats become float32, ints int64, bools bool; arrays keep their dtype, in native byte
@@ -797,6 +805,18 @@ def tensor(
         out = Tensor(np.array(array, wanted, order="C"))
     out.requires_grad = requires_grad
     return out
+
+
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """``data`` itself if it is such a tensor; shares an array's memory if its dtype fits."""
+    if device is not None:
+        backend.by_device(device)
+    if isinstance(data, Tensor):
+        return data if dtype is None else data.to(dtype)
+    if isinstance(data, np.ndarray) and data.flags.aligned and data.dtype.isnative:
+        wanted = checked_dtype("as_tensor", data.dtype if dtype is None else dtype)
+        return Tensor(data.astype(wanted, copy=False))
+    return tensor(data, dtype)
 
 
 def _nested(data: Any) -> Any:

@@ -519,9 +519,7 @@ class Where(Op):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         grads: list[Array | None] = []
-        for shape, need, chosen in zip(
-            self.shapes, self.needs, (self.condition, ~self.condition)
-        ):
+        for shape, need, chosen in zip(self.shapes, self.needs, (self.condition, ~self.condition)):
             if not need:
                 grads.append(None)
                 continue
@@ -539,7 +537,9 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
         raise TypeError(f"[where] condition must be bool. Got {mask.dtype}.")
     a, b = _operand("where", input), _operand("where", other)
     dtype = result_type(a, b)
-    a, b = (cast(t, dtype) if isinstance(t, Tensor) else Tensor(np.asarray(t, dtype)) for t in (a, b))
+    a, b = (
+        cast(t, dtype) if isinstance(t, Tensor) else Tensor(np.asarray(t, dtype)) for t in (a, b)
+    )
     return Where.apply((a, b), mask)
 
 
@@ -712,7 +712,9 @@ def clamp(input: Tensor, min: Number | None = None, max: Number | None = None) -
         if bound is not None and not isinstance(bound, (bool, int, float, np.generic)):
             raise TypeError(f"[clamp] min and max must be numbers. Got {type(bound).__name__}.")
     bounds = [b.item() if isinstance(b, np.generic) else b for b in (min, max)]
-    return Clamp.apply((cast(input, result_type(input, *[b for b in bounds if b is not None])),), *bounds)
+    return Clamp.apply(
+        (cast(input, result_type(input, *[b for b in bounds if b is not None])),), *bounds
+    )
 
 
 # ---- reductions ----
@@ -862,7 +864,11 @@ def _require_float(op: str, x: Tensor) -> None:
 
 
 def var(
-    input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
     correction: float | None = None,
 ) -> Tensor:
     """The variance over dim, divided by n - correction (1, or 0 with unbiased=False)."""
@@ -870,7 +876,11 @@ def var(
 
 
 def std(
-    input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *,
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
     correction: float | None = None,
 ) -> Tensor:
     """The standard deviation over dim: the root of :func:`var`."""
@@ -961,7 +971,9 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     return Tensor(np.ascontiguousarray(_order(input.array, axis, descending)))
 
 
-def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesIndices:
+def sort(
+    input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True
+) -> ValuesIndices:
     """(values, indices) along dim, always stably."""
     axis = check_dim("sort", dim, input.array.ndim)
     order = argsort(input, dim, descending)

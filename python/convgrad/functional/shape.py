@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 Array = Any
+MAX_RANK = 8  # of the kernels (kMaxRank in csrc/ops.h)
 
 
 def _zeros(shape: tuple[int, ...], like: Array) -> Array:
@@ -84,9 +86,7 @@ def _resolve(op: str, shape: tuple[int, ...], n: int, got: tuple[int, ...]) -> t
     if unknown and known and n % known == 0:
         return tuple([n // known if s == -1 else s for s in shape])
     if unknown or known != n:
-        raise ValueError(
-            f"[{op}] The new shape must hold the {n} elements of {got}. Got {shape}."
-        )
+        raise ValueError(f"[{op}] The new shape must hold the {n} elements of {got}. Got {shape}.")
     return shape
 
 
@@ -167,9 +167,7 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
     given = sizes("permute", dims)
     order = tuple([check_dim("permute", d, rank) for d in given])
     if sorted(order) != list(range(rank)):
-        raise ValueError(
-            f"[permute] dims must name each of the {rank} axes once. Got {given}."
-        )
+        raise ValueError(f"[permute] dims must name each of the {rank} axes once. Got {given}.")
     return Permute.apply((input,), order)
 
 
@@ -216,9 +214,7 @@ def expand(input: Tensor, *shape: Any) -> Tensor:
     wanted = sizes("expand", shape)
     own = input.shape
     lead = len(wanted) - len(own)
-    full = tuple(
-        [own[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted)]
-    )
+    full = tuple([own[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(wanted)])
     fits = lead >= 0 and all(s >= 0 for s in full)
     if not fits or any(s not in (1, full[lead + i]) for i, s in enumerate(own)):
         raise ValueError(f"[expand] Only axes of length 1 grow. Got {own} to {wanted}.")
@@ -273,28 +269,17 @@ class Cat(Op):
         *arrays, axis = args
         self.axis = axis
         self.lengths = [a.shape[axis] for a in arrays]
-        shape = list(arrays[0].shape)
-        shape[axis] = sum(self.lengths)
-        return np.concatenate(arrays, axis, out=_joined(tuple(shape), arrays))
+        if arrays[0].dtype.itemsize < 4 or arrays[0].ndim > MAX_RANK:
+            return np.concatenate(arrays, axis)
+        return lib_of(arrays[0]).cat(arrays, axis)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         grads: list[Array | None] = []
         start = 0
         for length, need in zip(self.lengths, self.needs):
-            part = dy[(slice(None),) * self.axis + (slice(start, start + length),)]
-            if need:
-                out = lib_of(dy).empty_like(part)
-                out[...] = part
-                grads.append(out)
-            else:
-                grads.append(None)
+            grads.append(lib_of(dy).narrow(dy, self.axis, start, length) if need else None)
             start += length
         return tuple(grads)
-
-
-def _joined(shape: tuple[int, ...], arrays: Sequence[Array]) -> Array:
-    like = arrays[0]
-    return lib_of(like).empty_like(np.broadcast_to(like.dtype.type(0), shape))
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -387,28 +372,37 @@ class Index(Op):
 
     def forward(self, x: Array, index: Any) -> Array:
         self.x_shape, self.index = x.shape, index
+        lib = lib_of(x)
+        if _is_rows(index) and x.dtype.kind == "f" and 0 < x.ndim <= MAX_RANK:
+            return lib.index_rows(x, index)
         y = np.asarray(x[index])
         if _is_basic(index):
             return y
-        lib = lib_of(x)
         if y.ndim == x.ndim > 2 and y.dtype.kind == "f" and lib.is_channels_last(x):
             return lib.channels_last(y)
         return y
 
     def backward(self, dy: Array) -> Array:
-        dx = _zeros(self.x_shape, dy)
-        if _is_basic(self.index) or _is_mask(self.index):  # every element at most once
-            dx[self.index] = dy
-        else:
-            np.add.at(dx, self.index, dy)
-        return dx
+        lib, shape, index = lib_of(dy), self.x_shape, self.index
+        if _is_basic(index) or _is_mask(index):  # every element at most once
+            dx = _zeros(shape, dy)
+            dx[index] = dy
+            return dx
+        if _is_rows(index) and dy.ndim <= MAX_RANK:
+            return lib.index_add(index, dy, shape[0])
+        size = math.prod(shape)
+        positions = np.arange(size).reshape(shape)[index]
+        return lib.index_add(positions.ravel(), dy.ravel(), size).reshape(shape)
 
 
 def _is_basic(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    return all(
-        p is None or p is Ellipsis or isinstance(p, slice) or type(p) is int for p in parts
-    )
+    return all(p is None or p is Ellipsis or isinstance(p, slice) or type(p) is int for p in parts)
+
+
+def _is_rows(index: Any) -> bool:
+    """Rows picked along axis 0 by a list of int64."""
+    return isinstance(index, np.ndarray) and index.ndim == 1 and index.dtype == np.int64
 
 
 def _is_mask(index: Any) -> bool:
@@ -426,7 +420,9 @@ def _index_part(part: Any) -> Any:
     if part is None or part is Ellipsis or type(part) is int:
         return part
     if isinstance(part, slice):
-        return slice(*[v if v is None else v.__index__() for v in (part.start, part.stop, part.step)])
+        return slice(
+            *[v if v is None else v.__index__() for v in (part.start, part.stop, part.step)]
+        )
     array = part.array if isinstance(part, Tensor) else np.asarray(part)
     if array.dtype.kind not in "biu":
         if array.size == 0 and not isinstance(part, (Tensor, np.ndarray)):
@@ -461,9 +457,10 @@ class Gather(Op):
         return x[self.index]
 
     def backward(self, dy: Array) -> tuple[Array, None]:
-        dx = _zeros(self.x_shape, dy)
-        np.add.at(dx, self.index, dy)
-        return dx, None
+        size = math.prod(self.x_shape)
+        positions = np.arange(size).reshape(self.x_shape)[self.index]
+        dx = lib_of(dy).index_add(positions.ravel(), dy.ravel(), size)
+        return dx.reshape(self.x_shape), None
 
 
 def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
