@@ -35,8 +35,8 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
       break;
   }
   if (can_depthwise(p)) return ConvAlgorithm::kDepthwise;
-  // Sliding saves loads where a block of channels is one vector or the rows of taps are short.
-  if (can_slide(p) && (p.dst_c <= kLanes<T> || p.src_c < 8)) return ConvAlgorithm::kSlide;
+  // With one vector of channels the tile kernel waits for its loads; sliding needs half of them.
+  if (can_slide(p) && p.dst_c <= kLanes<T>) return ConvAlgorithm::kSlide;
   return ConvAlgorithm::kTile;
 }
 

@@ -69,7 +69,7 @@ void pack(const Exec& exec, const DirectCall<T>& call) {
   const int64_t padded_c = plan.blocks * plan.block_c;
   for (int64_t i = 0; i < p.groups * padded_c; ++i) {
     const int64_t c = i % padded_c;
-    call.bias[i] = call.b && c < p.dst_c ? call.b[i / padded_c * p.dst_c + c] : 0;
+    call.bias[i] = call.b && c < p.dst_c ? call.b[i / padded_c * p.bias_c + c % p.bias_c] : 0;
   }
   const int64_t block_size = plan.panel_size() / max_of(1, plan.blocks);
   parallel_for(exec, p.groups * plan.blocks, p.groups * plan.panel_size(), [&](int64_t i, int) {

@@ -32,6 +32,7 @@ struct Pass {
   Axis axis[3];
   int64_t n, groups, src_c, dst_c;       // channels per group
   int64_t w_group, w_dst, w_src, w_tap;  // strides of w, in elements
+  int64_t bias_c;                        // the bias repeats after so many channels of a group
 
   constexpr int64_t taps() const { return axis[0].taps * axis[1].taps * axis[2].taps; }
   constexpr int64_t positions() const { return axis[0].count * axis[1].count * axis[2].count; }
@@ -84,7 +85,7 @@ inline Pass forward_pass(const ConvShape& s) {
   p.n = s.n;
   p.groups = s.groups;
   p.src_c = s.group_in_c();
-  p.dst_c = s.group_out_c();
+  p.dst_c = p.bias_c = s.group_out_c();
   p.w_tap = p.src_c;
   p.w_src = 1;
   p.w_dst = s.taps() * p.src_c;
@@ -120,9 +121,16 @@ inline Axis backward_axis(const ConvShape& s, int i, int64_t phase) {
   return a;
 }
 
+// Windows that tile the width, as in most upsampling: an output pixel's taps lie side by side in
+// dx, so that all phases of the width are one, of ker[2] * c channels.
+constexpr bool tiles_width(const ConvShape& s) {
+  return s.groups == 1 && s.ker[2] == s.stride[2] && s.dil[2] == 1 && s.pad[2] == 0 &&
+         s.in[2] == s.out[2] * s.stride[2];
+}
+
 // Phases of one axis that hold a pixel.
 constexpr int64_t phases(const ConvShape& s, int axis) {
-  return min_of(s.stride[axis], s.in[axis]);
+  return axis == 2 && tiles_width(s) ? 1 : min_of(s.stride[axis], s.in[axis]);
 }
 constexpr int64_t phases(const ConvShape& s) { return phases(s, 0) * phases(s, 1) * phases(s, 2); }
 
@@ -131,7 +139,7 @@ inline Pass backward_pass(const ConvShape& s, int64_t phase) {
   p.n = s.n;
   p.groups = s.groups;
   p.src_c = s.group_out_c();
-  p.dst_c = s.group_in_c();
+  p.dst_c = p.bias_c = s.group_in_c();
   p.w_tap = p.dst_c;
   p.w_dst = 1;
   p.w_src = s.taps() * p.dst_c;
@@ -139,6 +147,11 @@ inline Pass backward_pass(const ConvShape& s, int64_t phase) {
   const int64_t of[3] = {phase / (phases(s, 1) * phases(s, 2)), phase / phases(s, 2) % phases(s, 1),
                          phase % phases(s, 2)};
   for (int i = 0; i < 3; ++i) p.axis[i] = backward_axis(s, i, of[i]);
+  if (tiles_width(s)) {
+    p.axis[2] = {s.out[2], s.out[2], s.out[2], 0, 1, 0, 1, 1, 1, 0, 1, 1};
+    p.dst_c *= s.ker[2];
+    p.w_tap *= s.ker[2];
+  }
   return simplified(p);
 }
 

@@ -78,7 +78,7 @@ Plan make_plan(const Pass& pass, Method method) {
   Pass& p = plan.pass = pass;
   plan.method = method;
   if (method == Method::kDepthwise) {  // channels side by side, each its own group
-    p.src_c = p.dst_c = p.groups;
+    p.src_c = p.dst_c = p.bias_c = p.groups;
     p.w_dst = p.w_group;
     p.groups = 1;
   }
