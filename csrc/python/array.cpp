@@ -7,12 +7,18 @@ namespace convgrad::python {
 
 const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return "float32";
-    case DType::kFloat64: return "float64";
-    case DType::kInt64: return "int64";
-    case DType::kInt32: return "int32";
-    case DType::kUInt8: return "uint8";
-    case DType::kBool: return "bool";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+    case DType::kInt64:
+      return "int64";
+    case DType::kInt32:
+      return "int32";
+    case DType::kUInt8:
+      return "uint8";
+    case DType::kBool:
+      return "bool";
   }
   return "?";
 }
@@ -20,10 +26,13 @@ const char* name_of(DType dtype) {
 int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
-    case DType::kInt64: return 8;
+    case DType::kInt64:
+      return 8;
     case DType::kFloat32:
-    case DType::kInt32: return 4;
-    default: return 1;
+    case DType::kInt32:
+      return 4;
+    default:
+      return 1;
   }
 }
 
@@ -63,14 +72,14 @@ void type_error(const char* op, const std::string& text) {
 Array array_arg(const char* op, const char* name, py::handle object, DType dtype) {
   Array a = array_arg(op, name, object);
   if (a.dtype != dtype)
-    type_error(op, std::string(name) + " must be " + name_of(dtype) + ". Got " + name_of(a.dtype) +
-                       ".");
+    type_error(
+        op, std::string(name) + " must be " + name_of(dtype) + ". Got " + name_of(a.dtype) + ".");
   return a;
 }
 
 namespace {
 
-Array converted(const Array& a, Layout layout) {
+Array converted(const char* op, const Array& a, Layout layout) {
   Array out = empty(a.dtype, a.rank, a.shape, layout);
   StridedShape s{};
   s.rank = a.rank;
@@ -85,7 +94,7 @@ Array converted(const Array& a, Layout layout) {
     s.src_stride[i] = a.stride[order[i]];
     s.dst_stride[i] = out.stride[order[i]];
   }
-  with_float_type("convert", a.dtype, [&](auto t) {
+  with_word_type(op, a.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) { ops<T>().copy(exec, s, a.as<const T>(), out.as<T>()); });
   });
@@ -94,12 +103,16 @@ Array converted(const Array& a, Layout layout) {
 
 }  // namespace
 
+Array dense(const char* op, const Array& a, Layout layout) {
+  return a.is_dense(layout) ? a : converted(op, a, layout);
+}
+
 Array dense_arg(const char* op, const char* name, py::handle object, Layout layout) {
   Array a = array_arg(op, name, object);
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op, std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) +
-                       ".");
-  return a.is_dense(layout) ? a : converted(a, layout);
+    type_error(op,
+               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+  return dense(op, a, layout);
 }
 
 Array dense_arg_like(const char* op, const char* name, py::handle object, Layout layout,
@@ -129,9 +142,9 @@ Array signal_arg(const char* op, const char* name, py::handle object, int spatia
     ++a.rank;
   }
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op, std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) +
-                       ".");
-  return a.is_dense(Layout::kChannelsLast) ? a : converted(a, Layout::kChannelsLast);
+    type_error(op,
+               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+  return dense(op, a, Layout::kChannelsLast);
 }
 
 void int_tuple(const char* op, const char* name, py::handle value, int count, int64_t* out) {
@@ -160,7 +173,8 @@ void int_tuple(const char* op, const char* name, py::handle value, int count, in
     value_error(op, std::string(name) + " must be an int or have " + std::to_string(count) +
                         " entries. Got " + std::string(py::repr(value)) + ".");
   for (int i = 0; i < count; ++i)
-    out[i] = as_int(py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), n == 1 ? 0 : i)));
+    out[i] =
+        as_int(py::reinterpret_steal<py::object>(PySequence_GetItem(value.ptr(), n == 1 ? 0 : i)));
 }
 
 }  // namespace convgrad::python

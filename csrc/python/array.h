@@ -23,15 +23,25 @@ int64_t size_of(DType dtype);
 template <class T>
 constexpr DType dtype_of();
 template <>
-constexpr DType dtype_of<float>() { return DType::kFloat32; }
+constexpr DType dtype_of<float>() {
+  return DType::kFloat32;
+}
 template <>
-constexpr DType dtype_of<double>() { return DType::kFloat64; }
+constexpr DType dtype_of<double>() {
+  return DType::kFloat64;
+}
 template <>
-constexpr DType dtype_of<int64_t>() { return DType::kInt64; }
+constexpr DType dtype_of<int64_t>() {
+  return DType::kInt64;
+}
 template <>
-constexpr DType dtype_of<int32_t>() { return DType::kInt32; }
+constexpr DType dtype_of<int32_t>() {
+  return DType::kInt32;
+}
 template <>
-constexpr DType dtype_of<uint8_t>() { return DType::kUInt8; }
+constexpr DType dtype_of<uint8_t>() {
+  return DType::kUInt8;
+}
 
 // How the elements of an array lie in memory, densely.
 enum class Layout {
@@ -53,7 +63,9 @@ struct Array {
     return n;
   }
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   explicit operator bool() const { return data != nullptr || rank > 0; }
   bool is_dense(Layout layout) const;
   std::string shape_text() const;  // "(2, 3)"
@@ -75,8 +87,10 @@ Array dense_arg_like(const char* op, const char* name, py::handle object, Layout
                      const Array& like);
 // dense_arg for a signal with or without batch axis: rank spatial + 2 or spatial + 1. The latter
 // comes back with a leading axis of 1, and unbatched = true.
-Array signal_arg(const char* op, const char* name, py::handle object, int spatial,
-                 bool* unbatched);
+Array signal_arg(const char* op, const char* name, py::handle object, int spatial, bool* unbatched);
+
+// The array itself if it is dense in `layout`, else a converted copy; any type of 4 or 8 bytes.
+Array dense(const char* op, const Array& array, Layout layout);
 
 // Uninitialised arrays from the backend's memory pool.
 Array empty(DType dtype, int rank, const int64_t* shape, Layout layout);
@@ -92,6 +106,20 @@ decltype(auto) with_float_type(const char* op, DType dtype, Fn&& fn) {
   if (dtype == DType::kFloat32) return fn(float{});
   if (dtype == DType::kFloat64) return fn(double{});
   type_error(op, std::string("The arrays must be float32 or float64. Got ") + name_of(dtype) + ".");
+}
+
+// The same for moves, which look at no value: with a T of the element's size, so that integers of 4
+// and 8 bytes go through the float kernels.
+template <class Fn>
+void with_word_type(const char* op, DType dtype, Fn&& fn) {
+  if (size_of(dtype) == 4) {
+    fn(float{});
+  } else if (size_of(dtype) == 8) {
+    fn(double{});
+  } else {
+    type_error(op, std::string("The arrays must have 4 or 8 bytes per element. Got ") +
+                       name_of(dtype) + ".");
+  }
 }
 
 // ---- the backend's ----

@@ -7,10 +7,12 @@ namespace {
 
 // The array itself if it is dense in channels-last order, else a converted copy.
 py::object channels_last(py::handle x) {
-  return dense_arg("channels_last", "array", x, Layout::kChannelsLast).object;
+  const char* op = "channels_last";
+  return dense(op, array_arg(op, "array", x), Layout::kChannelsLast).object;
 }
 py::object contiguous(py::handle x) {
-  return dense_arg("contiguous", "array", x, Layout::kC).object;
+  const char* op = "contiguous";
+  return dense(op, array_arg(op, "array", x), Layout::kC).object;
 }
 
 bool is_channels_last(py::handle x) {
@@ -40,20 +42,6 @@ py::object add(py::handle a_, py::handle b_) {
   return out.object;
 }
 
-// Calls fn(T{}) with a T of the element's size: a move looks at no value, so that integers of 4 and
-// 8 bytes go through the float kernels.
-template <class Fn>
-void with_word_type(const char* op, DType dtype, Fn&& fn) {
-  if (size_of(dtype) == 4) {
-    fn(float{});
-  } else if (size_of(dtype) == 8) {
-    fn(double{});
-  } else {
-    type_error(op, std::string("The arrays must have 4 or 8 bytes per element. Got ") +
-                       name_of(dtype) + ".");
-  }
-}
-
 // dst[0 .. shape) = src, from element `src_at` to element `dst_at` on, over the axes of `shape`.
 void copy_block(const char* op, const Array& src, int64_t src_at, const Array& dst, int64_t dst_at,
                 const int64_t* shape) {
@@ -70,14 +58,6 @@ void copy_block(const char* op, const Array& src, int64_t src_at, const Array& d
       ops<T>().copy(exec, s, src.as<T>() + src_at, dst.as<T>() + dst_at);
     });
   });
-}
-
-// The array itself if it is dense in channels-last order, else a converted copy; of any word type.
-Array dense(const char* op, const Array& x) {
-  if (x.is_dense(Layout::kChannelsLast)) return x;
-  const Array out = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
-  copy_block(op, x, 0, out, 0, x.shape);
-  return out;
 }
 
 int checked_axis(const char* op, const Array& a, int64_t axis) {
@@ -142,7 +122,7 @@ Array index_vector(const char* op, py::handle index_, int64_t rows) {
   Array index = array_arg(op, "index", index_, DType::kInt64);
   if (index.rank != 1)
     value_error(op, "index must have 1 axis. Got shape " + index.shape_text() + ".");
-  index = dense(op, index);
+  index = dense(op, index, Layout::kChannelsLast);
   int64_t bad = -1;
   run([&](const Exec& exec) {
     bad = ops<float>().find_outside(exec, index.size(), index.as<int64_t>(), -rows, rows);
@@ -165,7 +145,7 @@ py::object index_rows(py::handle x_, py::handle index_) {
   const char* op = "index_rows";
   Array x = array_arg(op, "array", x_);
   if (x.rank < 1) value_error(op, "The array must have at least 1 axis. Got shape ().");
-  x = dense(op, x);
+  x = dense(op, x, Layout::kChannelsLast);
   const Array index = index_vector(op, index_, x.shape[0]);
   int64_t shape[kMaxRank];
   for (int i = 0; i < x.rank; ++i) shape[i] = i == 0 ? index.shape[0] : x.shape[i];
