@@ -5,4 +5,7 @@ from convgrad.nn.container import *
 from convgrad.nn.conv import *
 from convgrad.nn.linear import *
 from convgrad.nn.module import *
+from convgrad.nn.padding import *
 from convgrad.nn.parameter import *
+from convgrad.nn.pool import *
+from convgrad.nn.upsample import *
