@@ -73,6 +73,61 @@ struct AxisMap {
   const T* weight;
 };
 
+// Losses element by element, input a and target b; p is LossShape::parameter.
+enum class LossKind {
+  kSquared,         // (a - b)^2
+  kAbsolute,        // |a - b|
+  kSmoothL1,        // d^2 / (2 p) where d = |a - b| < p, else d - p / 2
+  kHuber,           // d^2 / 2 where d < p, else p (d - p / 2)
+  kBce,             // -(b log a + (1 - b) log(1 - a)), logarithms at least -100
+  kBceLogits,       // the same of sigmoid(a), b log(...) times pos_weight
+  kSoftMargin,      // log(1 + exp(-a b))
+  kMargin,          // max(0, p - a b)
+  kHingeEmbedding,  // a where b is 1, max(0, p - a) where b is -1
+};
+struct LossShape {
+  LossKind kind;
+  int64_t n;
+  Reduction reduction;
+  double parameter;
+};
+
+// max(0, margin - x[y] + x[i])^power / c over the classes i != y, in rows of c.
+struct MultiMarginShape {
+  int64_t rows, c;
+  Reduction reduction;
+  double margin;
+  bool squared;
+};
+
+// Logits (n, pixels, c), a class per pixel (softmax) or a target per element (sigmoid).
+struct DiceShape {
+  int64_t n, pixels, c;
+  double smooth;
+};
+
+// x (batches, rows, c): a mean and a variance for each batch and each of `groups` groups of
+// neighbouring channels, over rows * c / groups values.
+struct NormShape {
+  int64_t batches, rows, c, groups;
+  double eps;
+};
+
+// One parameter of an optimizer step, or one tensor of a list: p, its gradient g and what the rule
+// keeps from step to step, all of n elements in one order.
+template <class T>
+struct ParamRef {
+  T* p;
+  const T* g;
+  T* kept[3];
+  double* step;  // Adam: steps taken, counted up by the kernel
+  int64_t n;
+  bool first;  // SGD: kept[0] holds nothing yet
+};
+
+// What is summed over a list of tensors.
+enum class NormKind { kAbsSum, kSquareSum, kAbsMax, kPowerSum };
+
 template <class T>
 struct Ops {
   // ---- conv ----
@@ -138,8 +193,49 @@ struct Ops {
   void (*cross_entropy_backward)(const Exec&, const CrossEntropyShape&, const T* x,
                                  const int64_t* classes, const T* probs, const T* weight,
                                  const T* stats, const T* norm, const T* dy, T* dx, T* dprobs);
+  // Losses of n elements: loss (n) for kNone, else one value; kMean divides by n. weight (n) and,
+  // for kBceLogits, pos_weight (n) may be null. backward: da or db may be null; dy as loss.
+  int64_t (*pointwise_loss_workspace)(const LossShape&, int threads);
+  void (*pointwise_loss_forward)(const Exec&, const LossShape&, const T* a, const T* b,
+                                 const T* weight, const T* pos_weight, T* loss, int64_t* bad);
+  void (*pointwise_loss_backward)(const Exec&, const LossShape&, const T* a, const T* b,
+                                  const T* weight, const T* pos_weight, const T* dy, T* da, T* db);
+  // x (rows, c), weight (c) or null; kMean divides by rows. *bad_row as above.
+  int64_t (*multi_margin_workspace)(const MultiMarginShape&, int threads);
+  void (*multi_margin_forward)(const Exec&, const MultiMarginShape&, const T* x,
+                               const int64_t* classes, const T* weight, T* loss, int64_t* bad_row);
+  void (*multi_margin_backward)(const Exec&, const MultiMarginShape&, const T* x,
+                                const int64_t* classes, const T* weight, const T* dy, T* dx);
+  // loss = 1 - mean over (n, c) of (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), sums over
+  // pixels. The target is `classes` (n, pixels) with p = softmax(x), or `mask` (n, pixels, c) with
+  // p = sigmoid(x). For backward: p (n, pixels, c) and dp (n, c, 2), the slope of the loss in p
+  // where t is 0 and what a t of 1 adds to it. *bad_row: the first pixel of a class outside [0, c).
+  int64_t (*dice_workspace)(const DiceShape&, int threads);
+  void (*dice_forward)(const Exec&, const DiceShape&, const T* x, const int64_t* classes,
+                       const T* mask, T* loss, T* p, T* dp, int64_t* bad_row);
+  void (*dice_backward)(const Exec&, const DiceShape&, const int64_t* classes, const T* mask,
+                        const T* p, const T* dp, const T* dy, T* dx);
 
   // ---- norm ----
+  // mean and biased variance (batches, c), a group's repeated for each of its channels. Where not
+  // null, running = (1 - momentum) running + momentum (mean over batches), of unbiased variances.
+  // Without rows the mean is 0, the variance 1, and running stays.
+  int64_t (*norm_workspace)(const NormShape&, int threads);  // of all three
+  void (*norm_statistics)(const Exec&, const NormShape&, const T* x, T* mean, T* var,
+                          const double* momentum, T* running_mean, T* running_var);
+  // y = (x - mean) / sqrt(var + eps) * w + b; w and b (c) may be null. y may be x.
+  void (*norm_apply)(const Exec&, const NormShape&, const T* x, const T* mean, const T* var,
+                     const T* w, const T* b, T* y);
+  // dx, dw (c), db (c), each where not null. fixed: mean and var do not depend on x.
+  void (*norm_backward)(const Exec&, const NormShape&, const T* x, const T* dy, const T* mean,
+                        const T* var, const T* w, bool fixed, T* dx, T* dw, T* db);
+  // The same for each row of x (rows, c) alone: mean and inverse standard deviation (rows), w and
+  // b (c).
+  void (*layer_norm_forward)(const Exec&, int64_t rows, int64_t c, double eps, const T* x,
+                             const T* w, const T* b, T* y, T* mean, T* inv_std);
+  int64_t (*layer_norm_backward_workspace)(int64_t rows, int64_t c, int threads);
+  void (*layer_norm_backward)(const Exec&, int64_t rows, int64_t c, const T* x, const T* dy,
+                              const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db);
 
   // ---- move: layout, cat, pad, add, index ----
   // dst = src, elementwise over `size`; src and dst differ in strides alone.
@@ -166,6 +262,25 @@ struct Ops {
   // ---- random: dropout ----
 
   // ---- optim ----
+  // hyper: lr, momentum, dampening, weight_decay. d = g + weight_decay p; with momentum kept[0] =
+  // momentum kept[0] + (1 - dampening) d, or d at first, and d becomes kept[0], or with nesterov
+  // d + momentum kept[0]; p -= lr d.
+  void (*sgd_step)(const Exec&, int64_t count, const ParamRef<T>* params, bool nesterov,
+                   const double* hyper);
+  // hyper: lr, beta1, beta2, eps, weight_decay. kept: moving averages of g and g^2, and with
+  // amsgrad the second's maximum. decoupled (AdamW): p *= 1 - lr weight_decay, else g +=
+  // weight_decay p.
+  void (*adam_step)(const Exec&, int64_t count, const ParamRef<T>* params, bool amsgrad,
+                    bool decoupled, const double* hyper);
+  // *out = the sum over all elements of all p, in blocks; kPowerSum: of |p|^power.
+  int64_t (*list_norm_workspace)(int64_t count, const ParamRef<T>* list);
+  void (*list_norm)(const Exec&, int64_t count, const ParamRef<T>* list, NormKind kind,
+                    double power, double* out);
+  // p *= *factor for all p.
+  void (*list_scale)(const Exec&, int64_t count, const ParamRef<T>* list, const double* factor);
+  // dp = *dy * factor * (d/dp of |p|, or of p^2), for kAbsSum or kSquareSum.
+  void (*penalty_backward)(const Exec&, int64_t n, const T* p, NormKind kind, double factor,
+                           const T* dy, T* dp);
 };
 
 // The backend's table for the instruction set or device in use.

@@ -1,28 +1,7 @@
-#include "array.h"
+#include "loss.h"
 
 namespace convgrad::python {
 namespace {
-
-Reduction reduction_arg(const char* op, const std::string& name) {
-  if (name == "none") return Reduction::kNone;
-  if (name == "mean") return Reduction::kMean;
-  if (name == "sum") return Reduction::kSum;
-  value_error(op, "reduction must be 'none', 'mean' or 'sum'. Got '" + name + "'.");
-}
-
-// x (N, C, ...) or (C): the class axis, and the shape of one value per row.
-int class_axis(const Array& x) { return x.rank == 1 ? 0 : 1; }
-
-struct RowShape {
-  int rank = 0;
-  int64_t shape[kMaxRank];
-};
-RowShape row_shape(const Array& x) {
-  RowShape out;
-  for (int i = 0; i < x.rank; ++i)
-    if (i != class_axis(x)) out.shape[out.rank++] = x.shape[i];
-  return out;
-}
 
 // The target: classes (int64, one per row) or a distribution per row of x's shape and dtype.
 struct Targets {
@@ -30,30 +9,15 @@ struct Targets {
 };
 Targets targets_arg(const char* op, const Array& x, py::handle target_) {
   const Array target = array_arg(op, "target", target_);
-  if (target.dtype == DType::kFloat32 || target.dtype == DType::kFloat64) {
-    const Array probs = dense_arg_like(op, "target", target_, Layout::kChannelsLast, x);
-    bool equal = probs.rank == x.rank;
-    for (int i = 0; equal && i < x.rank; ++i) equal = probs.shape[i] == x.shape[i];
-    if (!equal)
-      value_error(op, "A target of probabilities must have the input's shape, " + x.shape_text() +
-                          ". Got " + probs.shape_text() + ".");
-    return {Array{}, probs};
-  }
-  if (target.dtype != DType::kInt64)
+  if (target.dtype == DType::kInt64) return {classes_arg(op, x, target_), Array{}};
+  if (target.dtype != DType::kFloat32 && target.dtype != DType::kFloat64)
     type_error(op, std::string("target must be int64 classes or float probabilities. Got ") +
                        name_of(target.dtype) + ".");
-  const RowShape rows = row_shape(x);
-  bool equal = target.rank == rows.rank;
-  for (int i = 0; equal && i < rows.rank; ++i) equal = target.shape[i] == rows.shape[i];
-  if (!equal)
-    value_error(op,
-                "A target of classes must have the input's shape without the class axis. Got "
-                "input " +
-                    x.shape_text() + " and target " + target.shape_text() + ".");
-  if (!target.is_dense(Layout::kC))
-    value_error(op, "A target of classes must be C-contiguous here. Got shape " +
-                        target.shape_text() + " with other strides.");
-  return {target, Array{}};
+  const Array probs = dense_arg_like(op, "target", target_, Layout::kChannelsLast, x);
+  if (!same_shape(probs, x))
+    value_error(op, "A target of probabilities must have the input's shape, " + x.shape_text() +
+                        ". Got " + probs.shape_text() + ".");
+  return {Array{}, probs};
 }
 
 struct CrossEntropyArgs {
@@ -76,10 +40,7 @@ CrossEntropyArgs cross_entropy_args(const char* op, py::handle x_, py::handle ta
     value_error(op, "label_smoothing must be from 0 to 1. Got " +
                         std::string(py::str(py::float_(label_smoothing))) + ".");
   const int64_t c = x.shape[class_axis(x)];
-  const Array weight = dense_arg_like(op, "weight", weight_, Layout::kC, x);
-  if (weight && (weight.rank != 1 || weight.shape[0] != c))
-    value_error(op, "weight must have one value per class, " + std::to_string(c) + ". Got shape " +
-                        weight.shape_text() + ".");
+  const Array weight = class_weight_arg(op, weight_, x);
   const CrossEntropyShape s{x.size() / c, c, ignore_index, label_smoothing, how, log_probs};
   return {s, x, weight, targets_arg(op, x, target_)};
 }

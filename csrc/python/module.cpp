@@ -11,6 +11,7 @@ void bind_pool(py::module_& m);
 void bind_activation(py::module_& m);
 void bind_softmax(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_loss_pointwise(py::module_& m);
 void bind_norm(py::module_& m);
 void bind_move(py::module_& m);
 void bind_resample(py::module_& m);
@@ -29,6 +30,7 @@ PYBIND11_MODULE(CONVGRAD_BACKEND, m, pybind11::mod_gil_not_used()) {
   bind_activation(m);
   bind_softmax(m);
   bind_loss(m);
+  bind_loss_pointwise(m);
   bind_norm(m);
   bind_move(m);
   bind_resample(m);

@@ -1,7 +1,187 @@
 #include "array.h"
 
 namespace convgrad::python {
+namespace {
 
-void bind_norm(py::module_&) {}
+// x (N, C, ...) as (batches, rows, c).
+NormShape norm_shape(const char* op, const Array& x, bool per_sample, int64_t groups, double eps) {
+  if (x.rank < 2)
+    value_error(
+        op, "The input must have at least 2 axes, (N, C, ...). Got shape " + x.shape_text() + ".");
+  const int64_t c = x.shape[1];
+  if (groups < 1 || c % groups != 0)
+    value_error(op, "num_groups must divide the number of channels, " + std::to_string(c) +
+                        ". Got " + std::to_string(groups) + ".");
+  int64_t pixels = 1;
+  for (int i = 2; i < x.rank; ++i) pixels *= x.shape[i];
+  return {per_sample ? x.shape[0] : 1, per_sample ? pixels : x.shape[0] * pixels, c, groups, eps};
+}
+
+// None, or one value per channel.
+Array channel_arg(const char* op, const char* name, py::handle object, const Array& x) {
+  const Array a = dense_arg_like(op, name, object, Layout::kC, x);
+  if (a && (a.rank != 1 || a.shape[0] != x.shape[1]))
+    value_error(op, std::string(name) + " must have one value per channel, " +
+                        std::to_string(x.shape[1]) + ". Got shape " + a.shape_text() + ".");
+  return a;
+}
+
+// The same, to be changed in place.
+Array running_arg(const char* op, const char* name, py::handle object, const Array& x) {
+  const Array a = channel_arg(op, name, object, x);
+  if (a && !a.object.is(object))
+    value_error(op, std::string(name) + " must be contiguous to be updated in place.");
+  return a;
+}
+
+// (y, mean, var). Not training: mean and var are running_mean and running_var themselves.
+py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle b_,
+                       py::handle running_mean_, py::handle running_var_, bool per_sample,
+                       int64_t groups, bool training, double momentum, double eps) {
+  const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
+  const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
+  const Array w = channel_arg(op, "weight", w_, x), b = channel_arg(op, "bias", b_, x);
+  const Array running_mean = running_arg(op, "running_mean", running_mean_, x);
+  const Array running_var = running_arg(op, "running_var", running_var_, x);
+  if (bool(running_mean) != bool(running_var) || (!training && !running_mean))
+    value_error(op, "running_mean and running_var must both be given, or, in training, neither.");
+  if (training && s.batches * s.rows > 0 && s.rows * (s.c / s.groups) == 1)
+    value_error(op, "Expected more than 1 value per channel when training, got input size " +
+                        x.shape_text() + ".");
+  const Array y = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  const int64_t shape[2] = {s.batches, s.c};
+  const Array mean = training ? empty(x.dtype, 2, shape, Layout::kC) : running_mean;
+  const Array var = training ? empty(x.dtype, 2, shape, Layout::kC) : running_var;
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
+        [&](const Exec& exec) {
+          if (training)
+            ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), &momentum,
+                                     running_mean.as<T>(), running_var.as<T>());
+          ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), w.as<T>(), b.as<T>(),
+                              y.as<T>());
+        });
+  });
+  return py::make_tuple(y.object, mean.object, var.object);
+}
+
+// (dx, dw, db), None for what is not needed. mean and var as norm_forward returned them.
+py::tuple norm_backward(const char* op, py::handle dy_, py::handle x_, py::handle w_,
+                        py::handle mean_, py::handle var_, bool per_sample, int64_t groups,
+                        bool fixed, double eps, bool need_x, bool need_w, bool need_b) {
+  const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
+  const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kChannelsLast, x);
+  const Array w = channel_arg(op, "weight", w_, x);
+  const Array mean = array_arg(op, "mean", mean_, x.dtype);
+  const Array var = array_arg(op, "var", var_, x.dtype);
+  const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
+  Array dx, dw, db;
+  if (need_x) dx = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  if (need_w) dw = empty(x.dtype, 1, &s.c, Layout::kC);
+  if (need_b) db = empty(x.dtype, 1, &s.c, Layout::kC);
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
+        [&](const Exec& exec) {
+          ops<T>().norm_backward(exec, s, x.as<T>(), dy.as<T>(), mean.as<T>(), var.as<T>(),
+                                 w.as<T>(), fixed, dx.as<T>(), dw.as<T>(), db.as<T>());
+        });
+  });
+  const auto given = [](const Array& a) { return a ? a.object : py::none(); };
+  return py::make_tuple(given(dx), given(dw), given(db));
+}
+
+// The last axes of x that `normalized` (a tuple) names, as rows and columns.
+struct Rows {
+  int64_t rows = 1, c = 1;
+};
+Rows layer_rows(const Array& x, const py::tuple& normalized) {
+  const char* op = "layer_norm";
+  const int count = int(normalized.size());
+  int64_t shape[kMaxRank];
+  if (count > 0 && count <= x.rank) int_tuple(op, "normalized_shape", normalized, count, shape);
+  bool fits = count > 0 && count <= x.rank;
+  Rows out;
+  for (int i = 0; i < x.rank; ++i) {
+    const int j = i - (x.rank - count);
+    if (fits && j >= 0) fits = shape[j] == x.shape[i];
+    (j >= 0 ? out.c : out.rows) *= x.shape[i];
+  }
+  if (!fits)
+    value_error(op, "normalized_shape must be the input's last axes. Got " +
+                        std::string(py::repr(normalized)) + " for input " + x.shape_text() + ".");
+  return out;
+}
+
+// None, or of the normalized axes' shape.
+Array layer_arg(const char* name, py::handle object, const Array& x, int count) {
+  const Array a = dense_arg_like("layer_norm", name, object, Layout::kC, x);
+  bool fits = !a || a.rank == count;
+  for (int i = 0; a && fits && i < count; ++i) fits = a.shape[i] == x.shape[x.rank - count + i];
+  if (!fits)
+    value_error("layer_norm", std::string(name) + " must have normalized_shape. Got shape " +
+                                  a.shape_text() + ".");
+  return a;
+}
+
+// (y, mean, inv_std), the latter one per row.
+py::tuple layer_norm_forward(py::handle x_, const py::tuple& normalized, py::handle w_,
+                             py::handle b_, double eps) {
+  const Array x = dense_arg("layer_norm", "input", x_, Layout::kC);
+  const Rows s = layer_rows(x, normalized);
+  const Array w = layer_arg("weight", w_, x, int(normalized.size()));
+  const Array b = layer_arg("bias", b_, x, int(normalized.size()));
+  const Array y = empty(x.dtype, x.rank, x.shape, Layout::kC);
+  const Array mean = empty(x.dtype, 1, &s.rows, Layout::kC);
+  const Array inv_std = empty(x.dtype, 1, &s.rows, Layout::kC);
+  with_float_type("layer_norm", x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().layer_norm_forward(exec, s.rows, s.c, eps, x.as<T>(), w.as<T>(), b.as<T>(),
+                                  y.as<T>(), mean.as<T>(), inv_std.as<T>());
+    });
+  });
+  return py::make_tuple(y.object, mean.object, inv_std.object);
+}
+
+// (dx, dw, db), None for what is not needed.
+py::tuple layer_norm_backward(py::handle dy_, py::handle x_, py::handle w_, py::handle mean_,
+                              py::handle inv_std_, const py::tuple& normalized, bool need_x,
+                              bool need_w, bool need_b) {
+  const char* op = "layer_norm";
+  const Array x = dense_arg(op, "input", x_, Layout::kC);
+  const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kC, x);
+  const int count = int(normalized.size());
+  const Array w = layer_arg("weight", w_, x, count);
+  const Array mean = array_arg(op, "mean", mean_, x.dtype);
+  const Array inv_std = array_arg(op, "inv_std", inv_std_, x.dtype);
+  const Rows s = layer_rows(x, normalized);
+  const int64_t* shape = x.shape + (x.rank - count);
+  Array dx, dw, db;
+  if (need_x) dx = empty(x.dtype, x.rank, x.shape, Layout::kC);
+  if (need_w) dw = empty(x.dtype, count, shape, Layout::kC);
+  if (need_b) db = empty(x.dtype, count, shape, Layout::kC);
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().layer_norm_backward_workspace(s.rows, s.c, threads); },
+        [&](const Exec& exec) {
+          ops<T>().layer_norm_backward(exec, s.rows, s.c, x.as<T>(), dy.as<T>(), mean.as<T>(),
+                                       inv_std.as<T>(), w.as<T>(), dx.as<T>(), dw.as<T>(),
+                                       db.as<T>());
+        });
+  });
+  const auto given = [](const Array& a) { return a ? a.object : py::none(); };
+  return py::make_tuple(given(dx), given(dw), given(db));
+}
+
+}  // namespace
+
+void bind_norm(py::module_& m) {
+  m.def("norm_forward", &norm_forward);
+  m.def("norm_backward", &norm_backward);
+  m.def("layer_norm_forward", &layer_norm_forward);
+  m.def("layer_norm_backward", &layer_norm_backward);
+}
 
 }  // namespace convgrad::python

@@ -1,7 +1,224 @@
+#include <vector>
+
 #include "array.h"
 
 namespace convgrad::python {
+namespace {
 
-void bind_optim(py::module_&) {}
+// An array to be changed in place. One that lies in no dense layout is worked on in a copy, which
+// write_back() returns to its place.
+struct InPlace {
+  Array original, dense;
+
+  template <class T>
+  void write_back() const {
+    if (dense.data == original.data) return;
+    StridedShape s{};
+    s.rank = dense.rank;
+    for (int i = 0; i < s.rank; ++i) {
+      s.size[i] = dense.shape[i];
+      s.src_stride[i] = dense.stride[i];
+      s.dst_stride[i] = original.stride[i];
+    }
+    run([&](const Exec& exec) { ops<T>().copy(exec, s, dense.as<T>(), original.as<T>()); });
+  }
+};
+InPlace in_place_arg(const char* op, const char* name, py::handle object, Layout layout) {
+  return {array_arg(op, name, object), dense_arg(op, name, object, layout)};
+}
+
+Layout layout_of(const Array& a) {
+  return a.is_dense(Layout::kChannelsLast) || !a.is_dense(Layout::kC) ? Layout::kChannelsLast
+                                                                      : Layout::kC;
+}
+
+void same_as_parameter(const char* op, const char* name, const Array& a, const Array& p) {
+  bool equal = a.rank == p.rank && a.dtype == p.dtype;
+  for (int i = 0; equal && i < p.rank; ++i) equal = a.shape[i] == p.shape[i];
+  if (!equal)
+    value_error(op, std::string(name) + " must have its parameter's shape and dtype, " +
+                        p.shape_text() + " " + name_of(p.dtype) + ". Got " + a.shape_text() + " " +
+                        name_of(a.dtype) + ".");
+}
+
+// One parameter with everything of its step, in one layout; keeps the arrays alive.
+struct Param {
+  InPlace p;
+  Array g;
+  std::vector<InPlace> kept;
+  double* step = nullptr;
+  bool first = false;
+};
+
+Param param_arg(const char* op, py::handle p_, py::handle g_) {
+  Param out;
+  const Array p = array_arg(op, "parameter", p_);
+  const Layout layout = layout_of(p);
+  out.p = in_place_arg(op, "parameter", p_, layout);
+  if (g_) {
+    out.g = dense_arg(op, "gradient", g_, layout);
+    same_as_parameter(op, "gradient", out.g, p);
+  }
+  return out;
+}
+
+void keep(const char* op, Param& param, py::handle buffer) {
+  param.kept.push_back(in_place_arg(op, "buffer", buffer, layout_of(param.p.dense)));
+  same_as_parameter(op, "buffer", param.kept.back().dense, param.p.dense);
+}
+
+// kernel(exec, count, refs) once for the float32 and once for the float64 parameters, if any.
+template <class WorkspaceBytes, class Kernel>
+void run_list(const std::vector<Param>& params, const WorkspaceBytes& workspace_bytes,
+              const Kernel& kernel) {
+  const auto run_type = [&](auto t) {
+    using T = decltype(t);
+    std::vector<ParamRef<T>> refs;
+    for (const Param& param : params) {
+      if (param.p.dense.dtype != dtype_of<T>()) continue;
+      ParamRef<T> r{};
+      r.p = param.p.dense.as<T>();
+      r.g = param.g.as<T>();
+      for (size_t i = 0; i < param.kept.size(); ++i) r.kept[i] = param.kept[i].dense.as<T>();
+      r.step = param.step;
+      r.n = param.p.dense.size();
+      r.first = param.first;
+      refs.push_back(r);
+    }
+    if (refs.empty()) return;
+    const int64_t count = int64_t(refs.size());
+    run([&](int) { return workspace_bytes(count, refs.data()); },
+        [&](const Exec& exec) { kernel(exec, count, refs.data()); });
+    for (const Param& param : params) {
+      if (param.p.dense.dtype != dtype_of<T>()) continue;
+      param.p.write_back<T>();
+      for (const InPlace& buffer : param.kept) buffer.write_back<T>();
+    }
+  };
+  run_type(float{});
+  run_type(double{});
+}
+constexpr auto kNoWorkspace = [](int64_t, const auto*) { return int64_t{0}; };
+
+const double* hyper_arg(const char* op, py::handle hyper, int count) {
+  const Array a = array_arg(op, "hyper", hyper, DType::kFloat64);
+  if (a.rank != 1 || a.shape[0] != count || !a.is_dense(Layout::kC))
+    value_error(op, "hyper must have " + std::to_string(count) + " values. Got shape " +
+                        a.shape_text() + ".");
+  return a.as<double>();
+}
+
+template <class T>
+const Ops<T>& table(const ParamRef<T>*) {
+  return ops<T>();
+}
+
+// One step for lists of equal length. buffers: a list of arrays, or None without momentum;
+// first[i]: buffer i holds nothing yet. hyper: lr, momentum, dampening, weight_decay.
+void sgd_step(const py::list& ps, const py::list& gs, py::handle buffers, py::handle first,
+              bool nesterov, py::handle hyper_) {
+  const double* hyper = hyper_arg("sgd", hyper_, 4);
+  std::vector<Param> params;
+  params.reserve(ps.size());
+  for (size_t i = 0; i < ps.size(); ++i) {
+    params.push_back(param_arg("sgd", ps[i], gs[i]));
+    if (buffers.is_none()) continue;
+    keep("sgd", params[i], buffers[py::int_(i)]);
+    params[i].first = first[py::int_(i)].cast<bool>();
+  }
+  run_list(params, kNoWorkspace, [&](const Exec& exec, int64_t count, const auto* refs) {
+    table(refs).sgd_step(exec, count, refs, nesterov, hyper);
+  });
+}
+
+// buffers: a tuple per parameter: exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. steps:
+// a float64 array of one element per parameter, counted up. hyper: lr, beta1, beta2, eps,
+// weight_decay.
+void adam_step(const py::list& ps, const py::list& gs, const py::list& buffers,
+               const py::list& steps, bool amsgrad, bool decoupled, py::handle hyper_) {
+  const double* hyper = hyper_arg("adam", hyper_, 5);
+  std::vector<Param> params;
+  params.reserve(ps.size());
+  for (size_t i = 0; i < ps.size(); ++i) {
+    params.push_back(param_arg("adam", ps[i], gs[i]));
+    const py::tuple kept = buffers[i];
+    for (size_t k = 0; k < (amsgrad ? 3u : 2u); ++k) keep("adam", params[i], kept[k]);
+    params[i].step = array_arg("adam", "step", steps[i], DType::kFloat64).as<double>();
+  }
+  run_list(params, kNoWorkspace, [&](const Exec& exec, int64_t count, const auto* refs) {
+    table(refs).adam_step(exec, count, refs, amsgrad, decoupled, hyper);
+  });
+}
+
+std::vector<Param> list_arg(const char* op, const py::list& list) {
+  std::vector<Param> out;
+  out.reserve(list.size());
+  for (const py::handle p : list) out.push_back(param_arg(op, p, py::handle()));
+  return out;
+}
+
+NormKind kind_arg(const std::string& kind) {
+  if (kind == "abs_sum") return NormKind::kAbsSum;
+  if (kind == "square_sum") return NormKind::kSquareSum;
+  if (kind == "abs_max") return NormKind::kAbsMax;
+  if (kind == "power_sum") return NormKind::kPowerSum;
+  value_error("list_norm", "unknown kind. Got '" + kind + "'.");
+}
+
+// The sum (or maximum) over all elements of all arrays, a float64 array without axes.
+py::object list_norm(const py::list& list, const std::string& kind_, double power) {
+  const NormKind kind = kind_arg(kind_);
+  const std::vector<Param> params = list_arg("list_norm", list);
+  for (const Param& param : params)
+    if (param.p.dense.dtype != params[0].p.dense.dtype)
+      type_error("list_norm", std::string("The tensors must have one dtype. Got ") +
+                                  name_of(params[0].p.dense.dtype) + " and " +
+                                  name_of(param.p.dense.dtype) + ".");
+  const Array out = empty(DType::kFloat64, 0, nullptr, Layout::kC);
+  if (params.empty()) *out.as<double>() = 0;
+  run_list(
+      params,
+      [](int64_t count, const auto* refs) { return table(refs).list_norm_workspace(count, refs); },
+      [&](const Exec& exec, int64_t count, const auto* refs) {
+        table(refs).list_norm(exec, count, refs, kind, power, out.as<double>());
+      });
+  return out.object;
+}
+
+// Multiplies all arrays, in place, by a float64 array of one element.
+void list_scale(const py::list& list, py::handle factor_) {
+  const double* factor = array_arg("list_scale", "factor", factor_, DType::kFloat64).as<double>();
+  run_list(list_arg("list_scale", list), kNoWorkspace,
+           [&](const Exec& exec, int64_t count, const auto* refs) {
+             table(refs).list_scale(exec, count, refs, factor);
+           });
+}
+
+// dy * factor * the slope of |p| or p^2 for each element.
+py::object penalty_backward(py::handle p_, const std::string& kind_, double factor,
+                            py::handle dy_) {
+  const NormKind kind = kind_arg(kind_);
+  const Layout layout = layout_of(array_arg("penalty", "parameter", p_));
+  const Array p = dense_arg("penalty", "parameter", p_, layout);
+  const Array dy = array_arg("penalty", "gradient", dy_, p.dtype);
+  const Array dp = empty(p.dtype, p.rank, p.shape, layout);
+  with_float_type("penalty", p.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      ops<T>().penalty_backward(exec, p.size(), p.as<T>(), kind, factor, dy.as<T>(), dp.as<T>());
+    });
+  });
+  return dp.object;
+}
+
+}  // namespace
+
+void bind_optim(py::module_& m) {
+  m.def("sgd_step", &sgd_step);
+  m.def("adam_step", &adam_step);
+  m.def("list_norm", &list_norm);
+  m.def("list_scale", &list_scale);
+  m.def("penalty_backward", &penalty_backward);
+}
 
 }  // namespace convgrad::python

@@ -3,6 +3,7 @@
 
 #include "parallel.h"
 #include "vec.h"
+#include "vmath.h"
 
 namespace convgrad::cpu {
 namespace {
@@ -18,7 +19,9 @@ int64_t rows_per_item(int64_t c) { return max_of(1, min_of(1024, (1 << 14) / c))
 
 template <class T>
 void exp_all(int64_t n, T* e) {
-  for (int64_t i = 0; i < n; ++i) e[i] = std::exp(e[i]);
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(e + i, vexp(load(e + i)));
+  if (i < n) store_first(e + i, vexp(load_first(e + i, n - i)), n - i);
 }
 
 // A NaN in x may be passed over here: it shows in the sum of exponentials.
