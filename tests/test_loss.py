@@ -72,7 +72,7 @@ def test_cross_entropy_propagates_nan_and_infinity(torch):
     for classes in (np.zeros(5, np.int64), np.ones(5, np.int64)):
         got = forward_and_gradients(
             lambda x: F.cross_entropy(x, cg.tensor(classes), reduction="none"),
-            [x],  # noqa: B023
+            [x],
         )
         t = torch.tensor(x, requires_grad=True)
         y = torch.nn.functional.cross_entropy(t, torch.tensor(classes), reduction="none")
@@ -101,12 +101,12 @@ def test_cross_entropy_gradients(reduction):
         assert_gradients(
             lambda x: F.cross_entropy(x, cg.tensor(t), cg.tensor(w), **kw),
             [x],
-            rng,  # noqa: B023
+            rng,
         )
         assert_gradients(
             lambda x, p: F.cross_entropy(x, p, cg.tensor(w), **kw),
             [x, probs],
-            rng,  # noqa: B023
+            rng,
         )
 
 

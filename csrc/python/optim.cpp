@@ -198,10 +198,9 @@ void list_scale(const py::list& list, py::handle factor_) {
 py::object penalty_backward(py::handle p_, const std::string& kind_, double factor,
                             py::handle dy_) {
   const NormKind kind = kind_arg(kind_);
-  const Layout layout = layout_of(array_arg("penalty", "parameter", p_));
-  const Array p = dense_arg("penalty", "parameter", p_, layout);
+  const Array p = dense_arg("penalty", "parameter", p_, Layout::kChannelsLast);
   const Array dy = array_arg("penalty", "gradient", dy_, p.dtype);
-  const Array dp = empty(p.dtype, p.rank, p.shape, layout);
+  const Array dp = empty(p.dtype, p.rank, p.shape, Layout::kChannelsLast);
   with_float_type("penalty", p.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {

@@ -1,0 +1,90 @@
+"""Gradients kept in bounds, and parameters as one vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from convgrad.autograd import no_grad
+from convgrad.backend import lib_of, of
+from convgrad.tensor import Tensor
+
+__all__ = [
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "parameters_to_vector",
+    "vector_to_parameters",
+]
+
+
+def _gradients(parameters: Iterable[Tensor] | Tensor) -> list[Any]:
+    params = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [p.grad.array for p in params if p.grad is not None]
+
+
+def _total_norm(grads: list[Any], norm_type: float) -> float:
+    if not grads:
+        return 0.0
+    lib = lib_of(grads[0])
+    if norm_type == math.inf:
+        return float(lib.list_norm(grads, "abs_max", 0.0))
+    if norm_type == 2:
+        return math.sqrt(lib.list_norm(grads, "square_sum", 0.0))
+    if norm_type == 1:
+        return float(lib.list_norm(grads, "abs_sum", 0.0))
+    return float(lib.list_norm(grads, "power_sum", norm_type)) ** (1 / norm_type)
+
+
+def clip_grad_norm_(
+    parameters: Iterable[Tensor] | Tensor,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scales all gradients, in place, so that their norm as one vector is at most ``max_norm``.
+
+    Returns that norm before scaling. RuntimeError for a NaN or infinite norm if
+    ``error_if_nonfinite``.
+    """
+    if not norm_type > 0:
+        raise ValueError(f"[clip_grad_norm_] norm_type must be > 0. Got {norm_type}.")
+    grads = _gradients(parameters)
+    norm = _total_norm(grads, float(norm_type))
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(f"[clip_grad_norm_] The norm of the gradients is {norm}.")
+    # min() passes a NaN on only as its first argument.
+    factor = min(max_norm / (norm + 1e-6), 1.0)
+    if grads and factor != 1.0:
+        lib_of(grads[0]).list_scale(grads, of(grads[0]).xp.asarray(factor, np.float64))
+    return Tensor(np.asarray(norm, grads[0].dtype if grads else np.float32))
+
+
+def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -> None:
+    """Limits every element of every gradient, in place, to [-clip_value, clip_value]."""
+    for g in _gradients(parameters):
+        of(g).xp.clip(g, -clip_value, clip_value, out=g)
+
+
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """All elements of all parameters, each in C order, as one vector (a copy, off the tape)."""
+    arrays = [p.array.reshape(-1) for p in parameters]
+    if not arrays:
+        raise ValueError("[parameters_to_vector] parameters must not be empty. Got none.")
+    return Tensor(of(arrays[0]).xp.concatenate(arrays))
+
+
+@no_grad()
+def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Copies a vector as :func:`parameters_to_vector` gives into the parameters, in place."""
+    params = list(parameters)
+    total = sum(p.array.size for p in params)
+    if vec.shape != (total,):
+        raise ValueError(f"[vector_to_parameters] vec must have shape {(total,)}. Got {vec.shape}.")
+    at = 0
+    for p in params:
+        p.array[...] = vec.array[at : at + p.array.size].reshape(p.shape)
+        p.version[0] += 1
+        at += p.array.size
