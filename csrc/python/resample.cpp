@@ -1,5 +1,6 @@
 // Interpolation and repeating padding: both are one sparse matrix per axis, built here; the
 // backward pass runs the same kernel with the matrices transposed.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -48,12 +49,7 @@ Matrix nearest(int64_t in, int64_t out, double scale) {
                                : static_cast<float>(in) / static_cast<float>(out);
   Matrix m;
   for (int64_t o = 0; o < out; ++o) {
-    int64_t from = o;
-    if (out == 2 * in) {
-      from = o / 2;
-    } else if (out != in) {
-      from = static_cast<int64_t>(std::floor(static_cast<float>(o) * step));
-    }
+    const auto from = static_cast<int64_t>(std::floor(static_cast<float>(o) * step));
     m.entry(std::min(from, in - 1), 1);
     m.end_row();
   }
@@ -117,6 +113,11 @@ Matrix padding(const char* op, const std::string& mode, int64_t in, int64_t low,
   if (in + low + high < 1)
     value_error(op, "The padded size must be at least 1. Got an axis of " + std::to_string(in) +
                         " with " + std::to_string(low) + " and " + std::to_string(high) + ".");
+  // 'circular' crops first and repeats what is left, as PyTorch does.
+  const int64_t begin = std::max(-low, int64_t{0}), left = in - begin - std::max(-high, int64_t{0});
+  if (left < 1)
+    value_error(op, "Cropping must leave at least 1 element. Got an axis of " + std::to_string(in) +
+                        " with " + std::to_string(low) + " and " + std::to_string(high) + ".");
   Matrix m;
   for (int64_t o = 0; o < in + low + high; ++o) {
     int64_t from = o - low;
@@ -125,7 +126,7 @@ Matrix padding(const char* op, const std::string& mode, int64_t in, int64_t low,
     } else if (mode == "reflect") {
       from = from < 0 ? -from : from >= in ? 2 * (in - 1) - from : from;
     } else {
-      from = (from % in + in) % in;
+      from = begin + ((from - begin) % left + left) % left;
     }
     m.entry(from, 1);
     m.end_row();
