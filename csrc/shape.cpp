@@ -35,8 +35,8 @@ int64_t checked_product(const char* op, const char* what, const int64_t* v, int 
   for (int i = 0; i < n; ++i) {
     if (__builtin_mul_overflow(product, v[i], &product) || product > kMaxElements) {
       std::ostringstream out;
-      out << '[' << op << "] The number of elements of the " << what
-          << " overflows. Got shape " << text(v, n) << '.';
+      out << '[' << op << "] The number of elements of the " << what << " overflows. Got shape "
+          << text(v, n) << '.';
       throw std::overflow_error(out.str());
     }
   }
@@ -49,18 +49,32 @@ void check_positive(const char* op, const char* name, const int64_t* v, int n) {
   }
 }
 
+[[noreturn]] void too_large(const char* op, const char* name, const int64_t* v, int n) {
+  std::ostringstream out;
+  out << '[' << op << "] " << name << " is too large. Got " << text(v, n) << '.';
+  throw std::overflow_error(out.str());
+}
+
+// So that sums of a few of them fit 64 bits.
+void check_not_huge(const char* op, const char* name, const int64_t* v, int n) {
+  for (int i = 0; i < n; ++i)
+    if (v[i] > kMaxElements) too_large(op, name, v, n);
+}
+
 void check_args(const char* op, const ConvArgs& a, const int64_t* kernel) {
   check_positive(op, "stride", a.stride, a.spatial);
   check_positive(op, "dilation", a.dilation, a.spatial);
   check_positive(op, "groups", &a.groups, 1);
   check_positive(op, "The kernel size", kernel, a.spatial);
+  check_not_huge(op, "stride", a.stride, a.spatial);
+  check_not_huge(op, "padding", a.pad_lo, a.spatial);
+  check_not_huge(op, "padding", a.pad_hi, a.spatial);
   for (int i = 0; i < a.spatial; ++i) {
     if (a.pad_lo[i] < 0 || a.pad_hi[i] < 0)
       fail(op, "padding must not be negative. Got ", text(a.pad_lo, a.spatial), '.');
     if (a.same && a.stride[i] != 1)
       fail(op, "padding='same' needs stride 1. Got stride ", text(a.stride, a.spatial), '.');
-    if (kernel[i] > 1 && a.dilation[i] > kMaxElements / kernel[i])
-      fail(op, "dilation is too large. Got ", text(a.dilation, a.spatial), '.');
+    if (a.dilation[i] > kMaxElements / kernel[i]) too_large(op, "dilation", a.dilation, a.spatial);
   }
 }
 
@@ -111,10 +125,12 @@ ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, in
   if (s.out_c % a.groups)
     fail(op, "groups must divide the output channels. Got groups ", a.groups, " and weight ",
          text(w, rank), '.');
-  if (w[1] * a.groups != s.in_c) {
-    const bool looks_last = x[rank - 1] == w[1] * a.groups;
-    fail(op, "The input must have ", w[1] * a.groups, " channels on axis 1 for weight ",
-         text(w, rank), " and groups ", a.groups, ". Got input ", text(x, rank),
+  const int64_t wanted[] = {w[1], a.groups};
+  const int64_t in_c = checked_product(op, "input's channels", wanted, 2);
+  if (in_c != s.in_c) {
+    const bool looks_last = x[rank - 1] == in_c;
+    fail(op, "The input must have ", in_c, " channels on axis 1 for weight ", text(w, rank),
+         " and groups ", a.groups, ". Got input ", text(x, rank),
          looks_last ? ", which looks channels-last." : ".");
   }
   check_bias(op, b_size, s.out_c);
@@ -125,8 +141,8 @@ ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, in
     s.in[axis] = x[2 + i];
     s.out[axis] = out_size(x[2 + i], w[2 + i], a.stride[i], lo[i], hi[i], a.dilation[i]);
     if (s.out[axis] < 1)
-      fail(op, "The kernel is larger than the padded input. Got input ", text(x, rank),
-           ", weight ", text(w, rank), ", padding ", text(lo, a.spatial), ", dilation ",
+      fail(op, "The kernel is larger than the padded input. Got input ", text(x, rank), ", weight ",
+           text(w, rank), ", padding ", text(lo, a.spatial), ", dilation ",
            text(a.dilation, a.spatial), '.');
   }
   check_sizes(op, s);
@@ -141,7 +157,8 @@ ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int6
   s.algorithm = a.algorithm;
   s.n = x[0];
   s.groups = a.groups;
-  s.in_c = w[1] * a.groups;
+  const int64_t out_channels[] = {w[1], a.groups};
+  s.in_c = checked_product(op, "output's channels", out_channels, 2);
   s.out_c = w[0];
   if (w[0] != x[1])
     fail(op, "The input must have ", w[0], " channels on axis 1 for weight ", text(w, rank),
@@ -159,7 +176,8 @@ ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int6
       fail(op, "output_padding must be at least 0 and smaller than stride or dilation. Got ",
            text(a.output_pad, a.spatial), '.');
     int64_t size;
-    if (__builtin_mul_overflow(x[2 + i] - 1, a.stride[i], &size)) size = kMaxElements;
+    if (__builtin_mul_overflow(x[2 + i] - 1, a.stride[i], &size) || size > 4 * kMaxElements)
+      size = 4 * kMaxElements;
     size += a.dilation[i] * (w[2 + i] - 1) + 1 + extra - lo[i] - hi[i];
     if (x[2 + i] < 1 || size < 1)
       fail(op, "The output would be empty. Got input ", text(x, rank), ", weight ", text(w, rank),
@@ -221,8 +239,8 @@ PoolShape make_pool_shape(const char* op, const int64_t* x, const PoolArgs& a) {
     s.pad[axis] = a.pad[i];
     s.dil[axis] = a.dilation[i];
     const int64_t overhang = a.ceil_mode ? a.stride[i] - 1 : 0;
-    int64_t out = out_size(x[2 + i], a.kernel[i], a.stride[i], a.pad[i], a.pad[i] + overhang,
-                           a.dilation[i]);
+    int64_t out =
+        out_size(x[2 + i], a.kernel[i], a.stride[i], a.pad[i], a.pad[i] + overhang, a.dilation[i]);
     if (a.ceil_mode && out > 0 && (out - 1) * a.stride[i] >= x[2 + i] + a.pad[i]) --out;
     if (out < 1)
       fail(op, "The window is larger than the padded input. Got input ", text(x, rank),
@@ -232,12 +250,11 @@ PoolShape make_pool_shape(const char* op, const int64_t* x, const PoolArgs& a) {
     // With dilation a window's taps may step over the whole input.
     for (int64_t o = 0; a.dilation[i] > x[2 + i] && o < out; ++o) {
       const int64_t first = o * a.stride[i] - a.pad[i];
-      const int64_t tap = first >= 0 ? first : first + (-first + a.dilation[i] - 1) /
-                                                           a.dilation[i] * a.dilation[i];
+      const int64_t tap =
+          first >= 0 ? first : first + (-first + a.dilation[i] - 1) / a.dilation[i] * a.dilation[i];
       if (tap >= x[2 + i])
         fail(op, "Every window must have a tap on the input. Got input ", text(x, rank),
-             ", padding ", text(a.pad, a.spatial), ", dilation ", text(a.dilation, a.spatial),
-             '.');
+             ", padding ", text(a.pad, a.spatial), ", dilation ", text(a.dilation, a.spatial), '.');
     }
   }
   check_pool_size(op, s);

@@ -90,6 +90,12 @@ Array empty_signal(DType dtype, int spatial, int64_t n, int64_t c, const int64_t
   return empty(dtype, spatial + 2, shape, Layout::kChannelsLast);
 }
 
+void check_one_dtype(const char* op, const char* names, const Array& a, const Array& b) {
+  if (a.dtype != b.dtype)
+    type_error(op, std::string(names) + " must have one dtype. Got " + name_of(a.dtype) + " and " +
+                       name_of(b.dtype) + ".");
+}
+
 void check_gradient(const char* op, const Array& dy, int64_t n, int64_t c, const int64_t size[3],
                     int spatial) {
   bool equal = dy.shape[0] == n && dy.shape[1] == c;
@@ -129,9 +135,7 @@ py::object conv_forward(py::handle x_, py::handle w_, py::handle b_, py::handle 
   const char* op = op_name(false, spatial);
   bool unbatched;
   const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
-  if (x.dtype != w.dtype)
-    type_error(op, std::string("input and weight must have one dtype. Got ") + name_of(x.dtype) +
-                       " and " + name_of(w.dtype) + ".");
+  check_one_dtype(op, "input and weight", x, w);
   const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
   const ConvShape s = make_conv_shape(op, x.shape, w.shape, bias_size(op, b),
                                       conv_args(op, spatial, stride, padding, dilation, groups));
@@ -149,6 +153,7 @@ py::object conv_backward_input(py::handle dy_, py::handle w_, const py::tuple& x
   const char* op = op_name(false, spatial);
   bool unbatched;
   const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  check_one_dtype(op, "gradient and weight", dy, w);
   int64_t shape[5] = {1};
   int_tuple(op, "x_shape", x_shape, spatial + 2 - unbatched, shape + unbatched);
   const ConvShape s = make_conv_shape(op, shape, w.shape, -1,
@@ -169,6 +174,7 @@ py::tuple conv_backward_weight(py::handle dy_, py::handle x_, const py::tuple& w
   bool unbatched;
   const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
   const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  check_one_dtype(op, "gradient and input", dy, x);
   int64_t shape[5];
   int_tuple(op, "w_shape", w_shape, spatial + 2, shape);
   const ConvShape s = make_conv_shape(op, x.shape, shape, -1,
@@ -188,11 +194,12 @@ py::object conv_transpose_forward(py::handle x_, py::handle w_, py::handle b_, p
   const char* op = op_name(true, spatial);
   bool unbatched;
   const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
-  if (x.dtype != w.dtype)
-    type_error(op, std::string("input and weight must have one dtype. Got ") + name_of(x.dtype) +
-                       " and " + name_of(w.dtype) + ".");
+  check_one_dtype(op, "input and weight", x, w);
   const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
   ConvArgs a = conv_args(op, spatial, stride, padding, dilation, groups);
+  if (py::isinstance<py::str>(padding))
+    type_error(op, "padding must be an int or a tuple of ints. Got " +
+                       std::string(py::repr(padding)) + ".");
   int_tuple(op, "output_padding", output_padding, spatial, a.output_pad);
   const ConvShape s = make_conv_transpose_shape(op, x.shape, w.shape, bias_size(op, b), a);
   const Array y = empty_signal(x.dtype, spatial, s.n, s.in_c, s.in);
@@ -200,12 +207,22 @@ py::object conv_transpose_forward(py::handle x_, py::handle w_, py::handle b_, p
   return result(y, unbatched);
 }
 
-// The shape of a transposed convolution whose output (here: its gradient) is known.
-ConvShape transposed_shape(const char* op, const Array& dy, const int64_t* w_shape, int spatial,
-                           py::handle stride, py::handle padding, py::handle dilation,
-                           int64_t groups) {
-  return make_conv_shape(op, dy.shape, w_shape, -1,
-                         conv_args(op, spatial, stride, padding, dilation, groups));
+// The shape of a transposed convolution whose output's gradient and whose input's shape are known.
+// output_padding may leave room in the output for one more window than the input has pixels.
+ConvShape transposed_shape(const char* op, const Array& dy, const int64_t* w_shape,
+                           const int64_t* x_shape, int spatial, py::handle stride,
+                           py::handle padding, py::handle dilation, int64_t groups) {
+  ConvShape s = make_conv_shape(op, dy.shape, w_shape, -1,
+                                conv_args(op, spatial, stride, padding, dilation, groups));
+  bool fits = x_shape[0] == s.n && x_shape[1] == s.out_c;
+  for (int i = 0; i < spatial; ++i) {
+    int64_t& out = s.out[3 - spatial + i];
+    fits = fits && x_shape[2 + i] <= out;
+    out = x_shape[2 + i];
+  }
+  if (!fits)
+    value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
+  return s;
 }
 
 // dx of conv_transpose_forward. output_padding adds rows that no window of dy reaches.
@@ -217,10 +234,11 @@ py::object conv_transpose_backward_input(py::handle dy_, py::handle w_, const py
   const char* op = op_name(true, spatial);
   bool unbatched;
   const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
-  ConvShape s = transposed_shape(op, dy, w.shape, spatial, stride, padding, dilation, groups);
+  check_one_dtype(op, "gradient and weight", dy, w);
   int64_t shape[5] = {1};
   int_tuple(op, "x_shape", x_shape, spatial + 2 - unbatched, shape + unbatched);
-  for (int i = 0; i < spatial; ++i) s.out[3 - spatial + i] = shape[2 + i];
+  const ConvShape s =
+      transposed_shape(op, dy, w.shape, shape, spatial, stride, padding, dilation, groups);
   const Array dx = empty_signal(dy.dtype, spatial, s.n, s.out_c, s.out);
   with_float_type(op, dy.dtype, [&](auto t) { forward<decltype(t)>(s, dy, w, Array{}, dx); });
   return result(dx, unbatched);
@@ -235,10 +253,11 @@ py::object conv_transpose_backward_weight(py::handle dy_, py::handle x_, const p
   bool unbatched;
   const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
   const Array dy = signal_arg(op, "gradient", dy_, spatial, &unbatched);
+  check_one_dtype(op, "gradient and input", dy, x);
   int64_t shape[5];
   int_tuple(op, "w_shape", w_shape, spatial + 2, shape);
-  ConvShape s = transposed_shape(op, dy, shape, spatial, stride, padding, dilation, groups);
-  for (int i = 0; i < spatial; ++i) s.out[3 - spatial + i] = x.shape[2 + i];
+  const ConvShape s =
+      transposed_shape(op, dy, shape, x.shape, spatial, stride, padding, dilation, groups);
   const Array dw = empty(x.dtype, spatial + 2, shape, Layout::kChannelsLast);
   with_float_type(op, x.dtype,
                   [&](auto t) { backward_weight<decltype(t)>(s, x, dy, dw, Array{}); });

@@ -20,7 +20,8 @@ constexpr int64_t kManyPhases = 64, kPhaseMacs = 1 << 12;
 // The algorithm of one pass. A forced one that does not support the shape is as good as kAuto.
 template <class T>
 ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
-  if (sizeof(T) != sizeof(float) || !is_bounded<T>(p)) return ConvAlgorithm::kGeneric;
+  const bool empty = p.n * p.positions() * p.dst_c == 0;
+  if (sizeof(T) != sizeof(float) || empty || !is_bounded<T>(p)) return ConvAlgorithm::kGeneric;
   switch (s.algorithm) {
     case ConvAlgorithm::kGeneric:
     case ConvAlgorithm::kTile:
@@ -71,8 +72,8 @@ void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w, 
 // One algorithm for all phases, unless it is kAuto: then each has its own.
 template <class T>
 ConvAlgorithm conv_backward_input_algorithm(const ConvShape& s) {
-  if (s.x_size() == 0) return ConvAlgorithm::kGeneric;
   const int64_t count = phases(s);
+  if (count == 0) return ConvAlgorithm::kGeneric;
   if (count > kManyPhases && s.macs() / count < kPhaseMacs) return ConvAlgorithm::kGeneric;
   return choose<T>(s, backward_pass(s, 0));
 }

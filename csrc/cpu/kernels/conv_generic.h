@@ -39,7 +39,8 @@ void forward_pixel(const ConvShape& s, const int64_t o[3], const T* x, const T* 
     bool inside = true;
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t at = o[axis] * s.stride[axis] - s.pad[axis] + t[axis] * s.dil[axis];
-      inside = inside && at >= 0 && at < s.in[axis];
+      inside = at >= 0 && at < s.in[axis];
+      if (!inside) break;
       pixel = pixel * s.in[axis] + at;
     }
     for (int64_t k = 0; k < s.out_c; ++k)
@@ -78,7 +79,7 @@ void backward_input_pixel(const ConvShape& s, const int64_t i[3], const T* dy, c
       const int64_t o = at / s.stride[axis];
       aligned = aligned && at % s.stride[axis] == 0;
       inside = inside && at >= 0 && o < s.out[axis];
-      pixel = pixel * s.out[axis] + o;
+      pixel = pixel * s.out[axis] + (inside ? o : 0);
     }
     if (!aligned) continue;
     for (int64_t k = 0; k < s.out_c; ++k) {
