@@ -307,6 +307,14 @@ def test_resuming_in_the_middle(prefetch):
         ended.load_state_dict({"epoch": 1})
 
 
+def test_two_loops_at_once():
+    loader = data.DataLoader(Squares(4), 2, shuffle=True, seed=1)
+    plain = data.DataLoader(Squares(4), 2, shuffle=True, seed=1)
+    pairs = [(a[1].array.tolist(), b[1].array.tolist()) for a, b in zip(loader, loader)]
+    for column in zip(*pairs):
+        assert [v for batch in column for v in batch] == order(plain)
+
+
 def test_arguments_that_exclude_each_other():
     for arguments, words in [
         (dict(sampler=[0], shuffle=True), "sampler and shuffle=True exclude"),

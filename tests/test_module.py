@@ -313,6 +313,10 @@ def test_lists_and_dictionaries():
     values.append(cg.tensor([1.0]))
     assert list(values.state_dict()) == ["0", "1", "2"] and values[1].shape == (3,)
     assert sum(p.array.size for p in values) == 6 and len(list(values.parameters())) == 3
+    assert repr(values).split("\n")[1:3] == [
+        "  (0): Parameter containing: [float32 of size 2]",
+        "  (1): Parameter containing: [float32 of size 3]",
+    ]
     named = nn.ParameterDict({"w": np.ones(2, np.float32)})
     assert isinstance(named["w"], nn.Parameter) and list(named.state_dict()) == ["w"]
 
@@ -340,5 +344,5 @@ def test_errors_in_words():
         nn.Conv3d(1, 1, 3, stride=2, padding="same")
     with pytest.raises(ValueError, match=r"an int or 2 of them. Got \(3, 3, 3\)"):
         nn.Conv2d(1, 1, (3, 3, 3))
-    with pytest.raises(TypeError, match="float32 or float64. Got int64"):
+    with pytest.raises(TypeError, match="Only float32 and float64 arrays can require gradients. Got int64"):
         nn.Linear(1, 1, dtype=np.int64)

@@ -157,13 +157,12 @@ class DataLoader:
         for part in (self.batch_sampler, self.dataset):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self.epoch)
-        return self._loop(self.epoch)
-
-    def _loop(self, epoch: int) -> Iterator[Any]:
         batches = itertools.islice(iter(self.batch_sampler), self.position, None)
+        return self._loop(self.epoch, self.position, batches)
+
+    def _loop(self, epoch: int, position: int, batches: Iterator[Sequence[int]]) -> Iterator[Any]:
         loaded = self._ahead(batches) if self.prefetch else map(self._load, batches)
-        for batch in loaded:
-            self.position += 1
+        for self.position, batch in enumerate(loaded, position + 1):
             yield batch
         self.set_epoch(epoch + 1)
 

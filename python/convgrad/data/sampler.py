@@ -204,8 +204,11 @@ class BatchSampler(Sampler):
             self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
+        return self._batches(iter(self.sampler))  # now: the sampler's epoch may change later
+
+    def _batches(self, indices: Iterator[int]) -> Iterator[list[int]]:
         batch: list[int] = []
-        for index in self.sampler:
+        for index in indices:
             batch.append(index)
             if len(batch) == self.batch_size:
                 yield batch

@@ -226,7 +226,7 @@ def _as_parameter(value: Any) -> Parameter:
 
 def _describe(name: str, p: Tensor) -> str:
     size = "x".join(map(str, p.shape))
-    return f"  ({name}): Parameter containing: [{p.array.dtype} of size {size}]"
+    return f"({name}): Parameter containing: [{p.array.dtype} of size {size}]"
 
 
 class ParameterList(_List):
@@ -238,7 +238,7 @@ class ParameterList(_List):
         self.register_parameter(name, _as_parameter(item))
 
     def extra_repr(self) -> str:
-        return "\n".join(_describe(str(i), p) for i, p in enumerate(self)).removeprefix("  ")
+        return "\n".join(_describe(str(i), p) for i, p in enumerate(self))
 
 
 class ParameterDict(_Dict):
@@ -250,4 +250,4 @@ class ParameterDict(_Dict):
         self.register_parameter(name, _as_parameter(item))
 
     def extra_repr(self) -> str:
-        return "\n".join(_describe(name, p) for name, p in self.items()).removeprefix("  ")
+        return "\n".join(_describe(name, p) for name, p in self.items())

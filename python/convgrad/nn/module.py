@@ -313,7 +313,7 @@ class Module:
         state = OrderedDict() if destination is None else destination
         for kind in (PARAMETER, BUFFER):
             for name, value in self._own(kind):
-                state[prefix + name] = value if keep_vars else _detached(value)
+                state[prefix + name] = value if keep_vars else value.detach()
         for name, module in self._own(MODULE):
             module.state_dict(state, prefix + name + ".", keep_vars)
         return state
@@ -464,13 +464,6 @@ def _add_hook(
     return handle
 
 
-def _detached(tensor: Tensor) -> Tensor:
-    """A tensor off the tape that shares memory, and the record of changes to it."""
-    alias = Tensor(tensor.array)
-    alias.version = tensor.version
-    return alias
-
-
 def _as_array(key: str, value: Any) -> Any:
     array = value.array if isinstance(value, Tensor) else np.asarray(value)
     if array.dtype.kind not in "fiub":
@@ -479,9 +472,7 @@ def _as_array(key: str, value: Any) -> Any:
 
 
 def _is_device(arg: Any) -> bool:
-    if isinstance(arg, str):
-        return arg.split(":")[0] in ("cpu", "cuda")
-    return type(arg).__name__ == "device"
+    return isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda")
 
 
 def _convert(tensor: Tensor, dtype: Any) -> None:
