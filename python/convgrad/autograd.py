@@ -168,24 +168,29 @@ class Op:
         if type(out) is tuple:
             outputs = tuple([Tensor(array) for array in out])
             node.outputs = len(out)
+            result: Any = outputs
         else:
-            outputs = (Tensor(out),)
+            result = Tensor(out)
+            outputs = (result,)
         if cls.view:
             _share_version(inputs[0], outputs)
         if record:
             node.edges = edges
-            for index, t in enumerate(outputs):
+            index = 0
+            for t in outputs:
                 if t.array.dtype.kind == "f":  # integer results (indices) carry no gradients
                     t._requires_grad = True
                     t.node = node
                     t.index = index
+                index += 1
             if node.saved:
-                node.guards = [
-                    (t.version, t.version[0], id(t.array))
-                    for t in (*inputs, *outputs)
-                    if isinstance(t, Tensor)
-                ]
-        return outputs if type(out) is tuple else outputs[0]
+                guards = []
+                for t in (*inputs, *outputs):
+                    if isinstance(t, Tensor):
+                        version = t.version
+                        guards.append((version, version[0], id(t.array)))
+                node.guards = guards
+        return result
 
     def run_backward(self, grads: list[Any]) -> Any:
         """Checks that the saved arrays are still what they were, and calls backward."""

@@ -31,8 +31,10 @@ def text(t: Tensor) -> str:
 def _values(array: Any) -> str:
     whole = True
     if array.dtype.kind == "f":
-        finite = array[np.isfinite(array)]
+        finite = np.abs(array[np.isfinite(array) & (array != 0)])
         whole = bool(np.all(finite == np.rint(finite)))
+        if finite.size > 0:  # scientific notation shows its digits
+            whole = whole and finite.max() < 1e8 and finite.max() <= 1000 * finite.min()
     return np.array2string(
         array,
         precision=4,

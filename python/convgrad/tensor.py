@@ -517,10 +517,10 @@ class Tensor:
         return _math.pow(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return _linear.matmul(self, as_operand(other))
+        return _matmul(self, as_operand(other))
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return _linear.matmul(as_operand(other), self)
+        return _matmul(as_operand(other), self)
 
     def __neg__(self) -> Tensor:
         return _math.neg(self)
@@ -577,7 +577,7 @@ class Tensor:
         return _math.pow(self, exponent)
 
     def matmul(self, other: Any) -> Tensor:
-        return _linear.matmul(self, as_operand(other))
+        return _matmul(self, as_operand(other))
 
     def maximum(self, other: Any) -> Tensor:
         return _math.maximum(self, other)
@@ -774,13 +774,13 @@ def as_operand(value: Any) -> Tensor:
 def checked_dtype(op: str, dtype: Any) -> np.dtype[Any]:
     """dtype as NumPy's, one of those that tensors have."""
     try:
-        found = np.dtype(dtype)
+        found = np.dtype(dtype).newbyteorder("=")
     except TypeError:
-        found = None  # type: ignore[assignment]
-    if found not in DTYPES:
+        found = None
+    if found is None or found not in DTYPES:
         names = ", ".join(d.name for d in DTYPES)
         raise TypeError(f"[{op}] dtype must be one of {names} on the CPU. Got {dtype!r}.")
-    return found.newbyteorder("=")
+    return found
 
 
 def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -799,8 +799,7 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
         dtype = np.float32
     wanted = checked_dtype("tensor", array.dtype if dtype is None else dtype)
     if array.ndim > 2 and wanted.kind == "f":
-        native = np.asarray(array, wanted)
-        out = Tensor(autograd.copied(native))
+        out = Tensor(autograd.copied(np.require(array, wanted, ["ALIGNED"])))
     else:
         out = Tensor(np.array(array, wanted, order="C"))
     out.requires_grad = requires_grad
@@ -830,6 +829,6 @@ def _nested(data: Any) -> Any:
 
 # What the methods above call is made of tensors itself, so it can be imported only now.
 from convgrad import printing as _printing  # noqa: E402
-from convgrad.functional import linear as _linear  # noqa: E402
 from convgrad.functional import math as _math  # noqa: E402
 from convgrad.functional import shape as _shape  # noqa: E402
+from convgrad.functional.linear import matmul as _matmul  # noqa: E402

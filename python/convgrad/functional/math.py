@@ -86,18 +86,27 @@ def empty(shape: tuple[int, ...], dtype: Any, operands: Sequence[Array]) -> Arra
     return out.transpose((0, rank - 1, *range(1, rank - 1)))
 
 
+# Ufuncs that never warn, whatever the values: they do without np.errstate, which takes 1 us.
+_SILENT = frozenset({np.negative, np.absolute, np.maximum, np.minimum, np.invert})
+
+
 def elementwise(ufunc: Any, *operands: Any, dtype: Any = None) -> Array:
     """ufunc(*operands) for arrays and numbers, in a new array of ``dtype`` (the arrays' own)."""
     arrays = [a for a in operands if isinstance(a, np.ndarray)]
-    shape = arrays[0].shape
+    first = arrays[0]
+    shape = first.shape
     for a in arrays:
         if a.shape != shape:
             shape = broadcast_shape(ufunc.__name__, *[a.shape for a in arrays])
             break
-    out = empty(shape, arrays[0].dtype if dtype is None else dtype, arrays)
+    if first.ndim < 3 and first.shape == shape and (dtype is None or dtype == first.dtype):
+        out = lib_of(first).empty_like(first)  # what empty() would do, sooner
+    else:
+        out = empty(shape, first.dtype if dtype is None else dtype, arrays)
+    if ufunc in _SILENT:
+        return ufunc(*operands, out=out)
     with np.errstate(all="ignore"):
-        ufunc(*operands, out=out)
-    return out
+        return ufunc(*operands, out=out)
 
 
 def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,7 +121,7 @@ def reduce_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array
     """The sum over ``axes``, a new array. float32 accumulates in float64, or in the kernel's blocks
     for the sum per channel; either order follows from the shape and layout alone."""
     rank = x.ndim
-    if rank >= 2 and x.size > 0 and len(axes) == rank - 1 and 1 not in axes:
+    if rank > 1 and len(axes) == rank - 1 and 1 not in axes and x.dtype.kind == "f" and x.size > 0:
         out = lib_of(x).channel_sum(x, rank - 2)
         return out.reshape([1, -1] + [1] * (rank - 2)) if keepdims else out
     wide = np.float64 if x.dtype == FLOAT32 else x.dtype
@@ -270,7 +279,7 @@ class Add(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = _shape(a), _shape(b)
-        if self.shapes[0] == self.shapes[1] and a.dtype.kind == "f" == b.dtype.kind:
+        if type(a) is type(b) and self.shapes[0] == self.shapes[1] and a.dtype.kind == "f":
             lib = lib_of(a)
             if a.ndim < 3 or lib.is_channels_last(a):
                 return lib.add(a, b)
@@ -406,9 +415,9 @@ def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
         other = mul(other, alpha)
     if not _alike(input, other):
         input, other = _same_type("sub", input, other)
-        for x in (input, other):
-            if isinstance(x, Tensor) and x.array.dtype == BOOL:
-                raise TypeError("[sub] bool tensors have no difference. Use logical operators.")
+    for x in (input, other):
+        if isinstance(x, Tensor) and x.array.dtype == BOOL:
+            raise TypeError("[sub] bool tensors have no difference. Use ^ or ~.")
     return Sub.apply((input, other))
 
 
@@ -1023,7 +1032,7 @@ class Cumsum(Op):
     def backward(self, dy: Array) -> Array:
         if dy.ndim == 0:
             return elementwise(np.multiply, dy, 1)
-        return np.flip(_cumulate(np.flip(dy, self.axis), self.axis), self.axis)
+        return duplicate(np.flip(_cumulate(np.flip(dy, self.axis), self.axis), self.axis))
 
 
 def _cumulate(x: Array, axis: int) -> Array:
