@@ -29,7 +29,7 @@ inline void max_block(const List<int32_t>& list, bool first, const T* x, T* y, T
     best = get<T, W>(x + list.offset[0]);
   } else {
     best = get<T, W>(y);
-    if constexpr (kKeep) at = convert<Index<T>, W>(get<Tap, W>(tap));
+    if constexpr (kKeep) at = get_taps<Index<T>, W>(tap);
   }
   for (int t = first; t < list.count; ++t) {
     const V v = get<T, W>(x + list.offset[t]);
@@ -38,7 +38,7 @@ inline void max_block(const List<int32_t>& list, bool first, const T* x, T* y, T
     if constexpr (kKeep) at = take ? I{} + static_cast<Index<T>>(list.value[t]) : at;
   }
   put<T, W>(y, best);
-  if constexpr (kKeep) put<Tap, W>(tap, convert<Tap, W>(at));
+  if constexpr (kKeep) put_taps<Index<T>, W>(tap, at);
 }
 
 template <class T, class Tap>
@@ -47,7 +47,7 @@ void max_forward(const Exec& exec, const PoolShape& s, const T* x, T* y, Tap* ta
       exec, s,
       [&](const List<int32_t>& list, bool first, int64_t base, int64_t pixel, const Piece& p) {
         const int64_t to = pixel * s.c + p.c0;
-        for_channels<T>(p.c, [&](auto w, int64_t c) {
+        for_channels<T>(p.c, first, [&](auto w, int64_t c) {
           Tap* at = nullptr;
           if constexpr (!__is_same(Tap, void)) at = tap + to + c;
           max_block<T, Tap, w.value>(list, first, x + (base + p.c0 + c), y + to + c, at);
@@ -71,10 +71,10 @@ void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* 
   if (windows_are_apart(s)) {
     backward_by_windows(
         exec, s, dx, [&](const List<int32_t>& list, T* image, int64_t base, int64_t pixel) {
-          for_channels<T>(s.c, [&](auto w, int64_t c) {
+          for_channels<T>(s.c, true, [&](auto w, int64_t c) {
             constexpr int W = w.value;
             const Lanes<T, W> g = get<T, W>(dy + pixel * s.c + c);
-            const auto at = convert<Index<T>, W>(get<Tap, W>(tap + pixel * s.c + c));
+            const auto at = get_taps<Index<T>, W>(tap + pixel * s.c + c);
             for (int t = 0; t < list.count; ++t)
               put<T, W>(image + (base + list.offset[t] + c),
                         at == static_cast<Index<T>>(list.value[t]) ? g : Lanes<T, W>{});
@@ -83,19 +83,19 @@ void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* 
     return;
   }
   backward_by_inputs<int32_t>(
-      exec, s,
+      exec, s, true,
       [&](int64_t, int64_t, int64_t, int64_t kd, int64_t kh, int64_t kw) {
         return static_cast<int32_t>((kd * s.ker[1] + kh) * s.ker[2] + kw);
       },
-      [&](const List<int32_t>& list, bool first, int64_t pixel, const Piece& p) {
-        for_channels<T>(p.c, [&](auto w, int64_t c) {
+      [&](const List<int32_t>& list, bool first, int64_t base, int64_t pixel, const Piece& p) {
+        for_channels<T>(p.c, first, [&](auto w, int64_t c) {
           constexpr int W = w.value;
           T* to = dx + pixel * s.c + p.c0 + c;
           Lanes<T, W> sum{};
           if (!first) sum = get<T, W>(to);
           for (int t = 0; t < list.count; ++t) {
-            const int64_t from = list.offset[t] + p.c0 + c;
-            const auto at = convert<Index<T>, W>(get<Tap, W>(tap + from));
+            const int64_t from = base + list.offset[t] + p.c0 + c;
+            const auto at = get_taps<Index<T>, W>(tap + from);
             const Lanes<T, W> g = get<T, W>(dy + from);
             sum += at == static_cast<Index<T>>(list.value[t]) ? g : Lanes<T, W>{};
           }

@@ -35,7 +35,7 @@ inline void sum_pixels(int64_t pixels, int64_t c, const T* x, T* out) {
     *out = sum;
     return;
   }
-  for_channels<T>(c, [&](auto w, int64_t k) {
+  for_channels<T>(c, true, [&](auto w, int64_t k) {
     constexpr int W = w.value;
     Lanes<T, W> sum{};
     for (int64_t i = 0; i < pixels; ++i) sum += get<T, W>(x + i * c + k);
@@ -96,7 +96,7 @@ void avg_pool_forward(const Exec& exec, const PoolShape& s, const T* x, T* y) {
       exec, s,
       [&](const List<int32_t>& list, bool first, int64_t base, int64_t pixel, const Piece& p) {
         const T count = more ? T(1) : one ? common : divisor_of<T>(s, pixel);
-        for_channels<T>(p.c, [&](auto w, int64_t c) {
+        for_channels<T>(p.c, first, [&](auto w, int64_t c) {
           constexpr int W = w.value;
           T* to = y + pixel * s.c + p.c0 + c;
           const T* from = x + (base + p.c0 + c);
@@ -123,7 +123,7 @@ void avg_pool_backward(const Exec& exec, const PoolShape& s, const T* dy, T* dx)
     backward_by_windows(exec, s, dx,
                         [&](const List<int32_t>& list, T* image, int64_t base, int64_t pixel) {
                           const T count = one ? common : divisor_of<T>(s, pixel);
-                          for_channels<T>(s.c, [&](auto w, int64_t c) {
+                          for_channels<T>(s.c, true, [&](auto w, int64_t c) {
                             constexpr int W = w.value;
                             const Lanes<T, W> g = get<T, W>(dy + pixel * s.c + c) / count;
                             for (int t = 0; t < list.count; ++t)
@@ -133,21 +133,22 @@ void avg_pool_backward(const Exec& exec, const PoolShape& s, const T* dy, T* dx)
     return;
   }
   backward_by_inputs<T>(
-      exec, s,
+      exec, s, one,
       [&](int64_t od, int64_t oh, int64_t ow, int64_t, int64_t, int64_t) {
         return one ? common : divisor_at<T>(s, od, oh, ow);
       },
-      [&](const List<T>& list, bool first, int64_t pixel, const Piece& p) {
-        for_channels<T>(p.c, [&](auto w, int64_t c) {
+      [&](const List<T>& list, bool first, int64_t base, int64_t pixel, const Piece& p) {
+        for_channels<T>(p.c, first, [&](auto w, int64_t c) {
           constexpr int W = w.value;
           T* to = dx + pixel * s.c + p.c0 + c;
           Lanes<T, W> sum{};
           if (one) {
-            for (int t = 0; t < list.count; ++t) sum += get<T, W>(dy + list.offset[t] + p.c0 + c);
+            for (int t = 0; t < list.count; ++t)
+              sum += get<T, W>(dy + base + list.offset[t] + p.c0 + c);
             sum /= common;
           } else {
             for (int t = 0; t < list.count; ++t)
-              sum += get<T, W>(dy + list.offset[t] + p.c0 + c) / list.value[t];
+              sum += get<T, W>(dy + base + list.offset[t] + p.c0 + c) / list.value[t];
           }
           if (!first) sum += get<T, W>(to);
           put<T, W>(to, sum);

@@ -88,8 +88,8 @@ inline void list_taps(const PoolShape& s, const Span& d, const Span& h, const Sp
   fn(list, first);
 }
 
-// fn(pixel, d, h, w, taps, chunk...) over the pixels [begin, end) of a row-major (., size) grid, by
-// runs within one row: fn(outer, i0, i1, from, to, at) with `at` the first pixel's number.
+// fn(n, d, h, w0, w1, at) over the pixels [begin, end) of an (n, size) grid, by runs [w0, w1)
+// within a row; `at` is the first pixel's number.
 template <class Fn>
 inline void for_rows(int64_t begin, int64_t end, const int64_t size[3], const Fn& fn) {
   while (begin < end) {
@@ -139,26 +139,112 @@ template <class T, int W>
 inline void put(T* p, Lanes<T, W> v) {
   *reinterpret_cast<typename LanesOf<T, W>::unaligned*>(p) = v;
 }
-template <class To, int W, class From>
-inline Lanes<To, W> convert(From v) {
+
+// ---- W integers I of 4 or 8 bytes from and to W taps, which lie in memory as bytes or int32 ----
+// gcc converts vectors of bytes one by one; byte shuffles do it in a few instructions.
+
+template <int... J>
+struct Sequence {};
+template <int N, int... J>
+struct MakeSequence : MakeSequence<N - 1, N - 1, J...> {};
+template <int... J>
+struct MakeSequence<0, J...> {
+  using type = Sequence<J...>;
+};
+template <int Bytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using type = uint64_t;
+};
+
+// J counts the bytes of the result: each lane's lowest is one of the W bytes, repeated over the
+// vector so that no byte leaves its 16-byte lane; the others are zero.
+template <class I, int W, int... J>
+inline Lanes<I, W> widen_bytes(const uint8_t* p, Sequence<J...>) {
+  constexpr int kBytes = W * sizeof(I), kItem = sizeof(I);
+  using Bytes = Lanes<uint8_t, kBytes>;
+  using Word = typename WordOf<W>::type;
+  Word word;
+  __builtin_memcpy(&word, p, W);
+  const auto all = (Bytes)(Lanes<Word, kItem>{} + word);
+  const Bytes zero{};
+  return (Lanes<I, W>)__builtin_shufflevector(
+      all, zero, (J % kItem == 0 ? J / 16 * 16 + J / kItem % W : kBytes)...);
+}
+template <class I, int W, int... J>
+inline void narrow_to_bytes(Lanes<I, W> v, uint8_t* p, Sequence<J...>) {
+  const auto bytes = (Lanes<uint8_t, W * sizeof(I)>)v;
+  const Lanes<uint8_t, W> low =
+      __builtin_shufflevector(bytes, bytes, (J * static_cast<int>(sizeof(I)))...);
+  __builtin_memcpy(p, &low, W);
+}
+
+template <class I, int W>
+inline Lanes<I, W> get_taps(const int32_t* p) {
   if constexpr (W == 1) {
-    return static_cast<To>(v);
+    return *p;
   } else {
-    return __builtin_convertvector(v, Lanes<To, W>);
+    return __builtin_convertvector((get<int32_t, W>(p)), Lanes<I, W>);
+  }
+}
+template <class I, int W>
+inline void put_taps(int32_t* p, Lanes<I, W> v) {
+  if constexpr (W == 1) {
+    *p = static_cast<int32_t>(v);
+  } else {
+    put<int32_t, W>(p, __builtin_convertvector(v, Lanes<int32_t, W>));
+  }
+}
+template <class I, int W>
+inline Lanes<I, W> get_taps(const uint8_t* p) {
+  if constexpr (W == 1) {
+    return *p;
+  } else if constexpr (W == 16) {
+    return __builtin_shufflevector((get_taps<I, 8>(p)), (get_taps<I, 8>(p + 8)), 0, 1, 2, 3, 4, 5,
+                                   6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  } else {
+    return widen_bytes<I, W>(p, typename MakeSequence<W * sizeof(I)>::type{});
+  }
+}
+template <class I, int W>
+inline void put_taps(uint8_t* p, Lanes<I, W> v) {
+  if constexpr (W == 1) {
+    *p = static_cast<uint8_t>(v);
+  } else if constexpr (W == 16) {
+    put_taps<I, 8>(p, __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7));
+    put_taps<I, 8>(p + 8, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else {
+    narrow_to_bytes<I, W>(v, p, typename MakeSequence<W>::type{});
   }
 }
 
-// Calls block(W, c) for each block of channels: vectors first, then quads, then one by one.
+// Calls block(W, c) for blocks of channels: vectors, then quads, then one by one. Where a block may
+// be computed twice (`again`: it does not add to what it wrote), the last one reaches back instead.
 template <int N>
 struct Width {
   static constexpr int value = N;
 };
 template <class T, class Block>
-inline void for_channels(int64_t c, const Block& block) {
+inline void for_channels(int64_t c, bool again, const Block& block) {
+  constexpr int kWide = kLanes<T>;
   int64_t at = 0;
-  for (; at + kLanes<T> <= c; at += kLanes<T>) block(Width<kLanes<T>>{}, at);
-  if constexpr (kLanes<T> > 4)
+  for (; at + kWide <= c; at += kWide) block(Width<kWide>{}, at);
+  if (at == c) return;
+  if (again && c >= kWide) return block(Width<kWide>{}, c - kWide);
+  if constexpr (kWide > 4) {
     for (; at + 4 <= c; at += 4) block(Width<4>{}, at);
+    if (at == c) return;
+    if (again && c >= 4) return block(Width<4>{}, c - 4);
+  }
   for (; at < c; ++at) block(Width<1>{}, at);
 }
 
@@ -226,48 +312,65 @@ inline void backward_by_windows(const Exec& exec, const PoolShape& s, T* dx, con
   });
 }
 
-// For any windows: calls fn(list, first, input pixel, piece) for each input pixel with the output
-// pixels whose windows have a tap on it, in chunks; value(d, h, w tap, spans) makes a list's value.
-// Each output pixel's offset counts from the image's first. No window: fn gets an empty list.
+// For any windows: calls fn(list, first, base, input pixel, piece) for each input pixel with the
+// output pixels whose windows have a tap on it, in chunks, as offsets from `base`;
+// value(od, oh, ow, kd, kh, kw) makes a list's value. No window: fn gets an empty list.
+// Pixels one stride apart see the same list one output further on: it is made anew only near the
+// edges, if `same` says that values depend on taps alone.
 template <class V, class Value, class Fn>
-inline void backward_by_inputs(const Exec& exec, const PoolShape& s, const Value& value,
+inline void backward_by_inputs(const Exec& exec, const PoolShape& s, bool same, const Value& value,
                                const Fn& fn) {
   int64_t cost = 1;
   for (int axis = 0; axis < 3; ++axis) cost *= ceil_div(s.ker[axis], s.stride[axis]);
+  same = same && !s.adaptive;
   parallel_pixels(exec, s.n * s.in_pixels(), s.c, cost, [&](const Piece& p) {
     List<V> list;
     for_rows(p.begin, p.end, s.in,
              [&](int64_t n, int64_t id, int64_t ih, int64_t w0, int64_t w1, int64_t at) {
                const Cover d = cover(s, 0, id), h = cover(s, 1, ih);
-               const int64_t image = n * s.out_pixels();
-               for (int64_t iw = w0; iw < w1; ++iw) {
-                 const Cover w = cover(s, 2, iw);
-                 bool first = true;
-                 list.count = 0;
-                 for (int64_t od = d.lo; od < d.hi; ++od)
-                   for (int64_t oh = h.lo; oh < h.hi; ++oh) {
-                     const int64_t kd = tap_on(s, 0, od, id), kh = tap_on(s, 1, oh, ih);
-                     if (kd < 0 || kh < 0) continue;
-                     for (int64_t ow = w.lo; ow < w.hi; ++ow) {
-                       const int64_t kw = tap_on(s, 2, ow, iw);
-                       if (kw < 0) continue;
-                       if (list.count == kList) {
-                         fn(list, first, at + iw - w0, p);
-                         first = false;
-                         list.count = 0;
-                       }
-                       list.offset[list.count] =
-                           (image + (od * s.out[1] + oh) * s.out[2] + ow) * s.c;
-                       list.value[list.count++] = value(od, oh, ow, kd, kh, kw);
-                     }
+               const int64_t phases = same ? min_of(s.stride[2], w1 - w0) : 1;
+               for (int64_t phase = 0; phase < phases; ++phase) {
+                 Cover last{0, -1};
+                 bool whole = false;  // the list holds all of the pixel before
+                 for (int64_t iw = w0 + phase; iw < w1; iw += same ? s.stride[2] : 1) {
+                   const Cover w = cover(s, 2, iw);
+                   const int64_t base = (n * s.out_pixels() + w.lo) * s.c;
+                   const int64_t pixel = at + iw - w0;
+                   const int64_t lead = iw - w.lo * s.stride[2];
+                   if (whole && w.hi - w.lo == last.hi && lead == last.lo) {
+                     fn(list, true, base, pixel, p);
+                     continue;
                    }
-                 fn(list, first, at + iw - w0, p);
+                   last = {lead, w.hi - w.lo};
+                   bool first = true;
+                   list.count = 0;
+                   for (int64_t od = d.lo; od < d.hi; ++od)
+                     for (int64_t oh = h.lo; oh < h.hi; ++oh) {
+                       const int64_t kd = tap_on(s, 0, od, id), kh = tap_on(s, 1, oh, ih);
+                       if (kd < 0 || kh < 0) continue;
+                       for (int64_t ow = w.lo; ow < w.hi; ++ow) {
+                         const int64_t kw = tap_on(s, 2, ow, iw);
+                         if (kw < 0) continue;
+                         if (list.count == kList) {
+                           fn(list, first, base, pixel, p);
+                           first = false;
+                           list.count = 0;
+                         }
+                         list.offset[list.count] =
+                             ((od * s.out[1] + oh) * s.out[2] + ow - w.lo) * s.c;
+                         list.value[list.count++] = value(od, oh, ow, kd, kh, kw);
+                       }
+                     }
+                   fn(list, first, base, pixel, p);
+                   whole = same && first;
+                 }
                }
              });
   });
 }
 
-// Calls fn(list, first, image, base, output pixel, spans, piece) for each window, per chunk.
+// Calls fn(list, first, base, output pixel, piece) for each window, per chunk of taps; base is
+// where tap 0 lies, perhaps outside.
 template <class Fn>
 inline void forward_by_windows(const Exec& exec, const PoolShape& s, const Fn& fn) {
   parallel_pixels(exec, s.n * s.out_pixels(), s.c, s.taps(), [&](const Piece& p) {

@@ -17,6 +17,16 @@ inline void resample_pixel(const ResampleShape& s, const AxisMap<T>* map, const 
     for (int64_t c = 0; c < s.c; ++c) y[c] = 0;
     return;
   }
+  const T* from0 =
+      image +
+      ((map[0].source[d0] * s.in[1] + map[1].source[h0]) * s.in[2] + map[2].source[w0]) * s.c;
+  if (d1 - d0 == 1 && h1 - h0 == 1 && w1 - w0 == 1 && map[0].weight[d0] == 1 &&
+      map[1].weight[h0] == 1 && map[2].weight[w0] == 1) {
+    int64_t c = 0;
+    for (; c + kLanes<T> <= s.c; c += kLanes<T>) store(y + c, load(from0 + c));
+    for (; c < s.c; ++c) y[c] = from0[c];
+    return;
+  }
   // fn(source pixel's channels, weight, whether it is the first) for each entry
   const auto for_entries = [&](const auto& fn) {
     for (int64_t d = d0; d < d1; ++d)
