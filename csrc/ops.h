@@ -41,8 +41,8 @@ struct StridedShape {
   int64_t size[kMaxRank], src_stride[kMaxRank], dst_stride[kMaxRank];
 };
 
-// What a loss does with its terms: keep them, add them up, or divide the sum by their number or, for
-// class targets with weights, by the sum of the weights.
+// What a loss does with its terms: keep them, add them up, or divide the sum by their number or,
+// for class targets with weights, by the sum of the weights.
 enum class Reduction { kNone, kMean, kSum };
 
 // Logits (rows, c), one class or one distribution over the classes wanted per row.
@@ -54,8 +54,8 @@ struct CrossEntropyShape {
   bool log_probs;  // x holds log-probabilities: nll_loss
 };
 
-// y (out) is x (in) with `low` elements before it on each axis, cropped where low is negative or out
-// is too short: y[i] = x[i - low], or padding where that lies outside x. Axes in memory order.
+// y (out) is x (in) with `low` elements before it on each axis, cropped where low is negative or
+// out is too short: y[i] = x[i - low], or padding where that lies outside x. Axes in memory order.
 struct PadShape {
   int rank;  // at least 1
   int64_t in[kMaxRank], out[kMaxRank], low[kMaxRank];
@@ -128,6 +128,48 @@ struct ParamRef {
 // What is summed over a list of tensors.
 enum class NormKind { kAbsSum, kSquareSum, kAbsMax, kPowerSum };
 
+// Elementwise functions: X(functor, name). a and b are UnaryParams; "from y" marks those whose
+// backward pass takes the output instead of the input.
+#define CONVGRAD_UNARIES(X)                                                      \
+  X(Relu, "relu")                   /* max(0, x); from y */                      \
+  X(LeakyRelu, "leaky_relu")        /* x, a x below 0; from y too if a >= 0 */   \
+  X(Elu, "elu")                     /* x, a (e^x - 1) below 0, a >= 0; from y */ \
+  X(EluFromInput, "elu_from_input") /* the same for any a; from x */             \
+  X(Selu, "selu")                   /* from y */                                 \
+  X(Silu, "silu")                   /* x sigmoid(x) */                           \
+  X(Gelu, "gelu")                   /* x P(X < x), X ~ N(0, 1) */                \
+  X(GeluTanh, "gelu_tanh")          /* its approximation by tanh */              \
+  X(Mish, "mish")                   /* x tanh(log(1 + e^x)) */                   \
+  X(Softplus, "softplus")           /* log(1 + e^(a x)) / a, x where a x > b */  \
+  X(Softsign, "softsign")           /* x / (1 + |x|) */                          \
+  X(Hardtanh, "hardtanh")           /* x within [a, b]; from y */                \
+  X(Hardsigmoid, "hardsigmoid")     /* (x + 3) / 6 within [0, 1] */              \
+  X(Hardswish, "hardswish")         /* x hardsigmoid(x) */                       \
+  X(Sigmoid, "sigmoid")             /* from y */                                 \
+  X(LogSigmoid, "logsigmoid")                                                    \
+  X(Tanh, "tanh")   /* from y */                                                 \
+  X(Exp, "exp")     /* from y */                                                 \
+  X(Expm1, "expm1") /* from y */                                                 \
+  X(Log, "log")                                                                  \
+  X(Log1p, "log1p")                                                              \
+  X(Erf, "erf")                                                                  \
+  X(Sqrt, "sqrt")             /* from y */                                       \
+  X(Rsqrt, "rsqrt")           /* from y */                                       \
+  X(Reciprocal, "reciprocal") /* from y */                                       \
+  X(Square, "square")                                                            \
+  X(Abs, "abs")                                                                  \
+  X(Neg, "neg")     /* from anything */                                          \
+  X(Clamp, "clamp") /* hardtanh, whose gradient at a and b is 1 */
+
+enum class Unary {
+#define CONVGRAD_NAME(functor, name) k##functor,
+  CONVGRAD_UNARIES(CONVGRAD_NAME)
+#undef CONVGRAD_NAME
+};
+struct UnaryParams {
+  double a = 0, b = 0;
+};
+
 template <class T>
 struct Ops {
   // ---- conv ----
@@ -169,13 +211,27 @@ struct Ops {
   void (*avg_pool_backward)(const Exec&, const PoolShape&, const T* dy, T* dx);
   // y (n, out, c) = 0, then y[n, index[n, i, c], c] = x[n, i, c] (n, in, c) in the order of i: the
   // last of equal indices wins. in and out count pixels; each index is in [0, out).
-  void (*max_unpool_forward)(const Exec&, int64_t n, int64_t in, int64_t out, int64_t c,
-                             const T* x, const int64_t* index, T* y);
+  void (*max_unpool_forward)(const Exec&, int64_t n, int64_t in, int64_t out, int64_t c, const T* x,
+                             const int64_t* index, T* y);
   // dx[n, i, c] = dy[n, index[n, i, c], c]
   void (*max_unpool_backward)(const Exec&, int64_t n, int64_t in, int64_t out, int64_t c,
                               const T* dy, const int64_t* index, T* dx);
 
   // ---- activation ----
+  // y = f(x) over n elements. y may be x.
+  void (*unary_forward)(const Exec&, Unary, const UnaryParams&, int64_t n, const T* x, T* y);
+  // dx = dy f'; `saved` is x or y, see CONVGRAD_UNARIES. dx may be dy.
+  void (*unary_backward)(const Exec&, Unary, const UnaryParams&, int64_t n, const T* saved,
+                         const T* dy, T* dx);
+  // y = max(0, x) + a min(0, x): x (rows, c), a (c). One slope for all is c = 1.
+  void (*prelu_forward)(const Exec&, int64_t rows, int64_t c, const T* x, const T* a, T* y);
+  int64_t (*prelu_backward_workspace)(int64_t rows, int64_t c, int threads);
+  void (*prelu_backward)(const Exec&, int64_t rows, int64_t c, const T* x, const T* a, const T* dy,
+                         T* dx, T* da);
+  // y (n) = the largest of k neighbours of x (n k). The gradient goes to the first of
+  // equals; NaN is larger than everything.
+  void (*maxout_forward)(const Exec&, int64_t n, int64_t k, const T* x, T* y);
+  void (*maxout_backward)(const Exec&, int64_t n, int64_t k, const T* x, const T* dy, T* dx);
 
   // ---- softmax ----
 
@@ -244,8 +300,8 @@ struct Ops {
   void (*pad_constant)(const Exec&, const PadShape&, const T* x, T value, T* y);
   // out = a + b over n elements; out may be a or b.
   void (*add)(const Exec&, int64_t n, const T* a, const T* b, T* out);
-  // The first i whose index is outside [low, high), -1 if there is none. (On CUDA: sets the device's
-  // error flag and returns -1.)
+  // The first i whose index is outside [low, high), -1 if there is none. (On CUDA: sets the
+  // device's error flag and returns -1.)
   int64_t (*find_outside)(const Exec&, int64_t n, const int64_t* index, int64_t low, int64_t high);
   // out (count, cols) = rows of x (rows, cols): out[i] = x[index[i]]. Each index is in
   // [-rows, rows); negative ones count from the end.
@@ -253,8 +309,8 @@ struct Ops {
                      const T* x, T* out);
   // out (rows, cols) = 0, then out[index[i]] += values[i] (count, cols) in the order of i; indices
   // as for index_rows.
-  void (*index_add)(const Exec&, int64_t count, int64_t cols, const int64_t* index,
-                    const T* values, int64_t rows, T* out);
+  void (*index_add)(const Exec&, int64_t count, int64_t cols, const int64_t* index, const T* values,
+                    int64_t rows, T* out);
 
   // ---- resample: interpolation, padding that repeats x; the adjoint: the transposed maps ----
   void (*resample)(const Exec&, const ResampleShape&, const AxisMap<T> map[3], const T* x, T* y);

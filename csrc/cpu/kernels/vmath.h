@@ -153,6 +153,27 @@ inline F32 normal_tail_scaled(F32 a) {
   p = p * v + 0.227220431f;
   return s * p;
 }
+// e^(-a^2 / 2), and P(X > a) given it, for X ~ N(0, 1) and a >= 0.
+inline F32 bell(F32 a) { return exp_minus_square(a > 15.0f ? broadcast(15.0f) : a, 0.5f); }
+inline F32 normal_tail(F32 a, F32 bell_of_a) {
+  const F32 z = a * a;
+  F32 p = 1.04465632e-4f * z - 1.18269597e-3f;
+  p = p * z + 9.97275021e-3f;
+  p = p * z - 6.64903298e-2f;
+  p = p * z + 0.398942292f;
+  return a < 0.7f ? 0.5f - a * p : normal_tail_scaled(a) * bell_of_a;
+}
+
+// sigmoid(2 k (x + q x^3)), the gate of GELU's approximation by tanh.
+constexpr double kGeluScale = 0.7978845608028654, kGeluCubic = 0.044715;
+inline F32 gelu_gate(F32 x) {
+  F32 a = vabs(x);
+  a = a > 11.0f ? broadcast(11.0f) : a;  // gives 0 and 1 of itself
+  const Wide w = widen(a);
+  const F32 e = vexp(w * (-2.0 * kGeluScale - 2.0 * kGeluScale * kGeluCubic * (w * w)));
+  return (x >= 0.0f ? broadcast(1.0f) : e) / (1.0f + e);
+}
+
 inline F32 verf(F32 x) {
   const F32 a = vabs(x) > 10.0f ? broadcast(10.0f) : vabs(x), z = a * a;
   F32 p = 8.53883976e-5f * z - 8.18192726e-4f;
@@ -189,6 +210,16 @@ inline F32 vsqrt(F32 x) {
 inline Vec<double> vsigmoid(Vec<double> x) {
   const Vec<double> e = vexp(-vabs(x));
   return (x >= 0.0 ? broadcast(1.0) : e) / (1.0 + e);
+}
+
+inline Vec<double> bell(Vec<double> a) { return vexp(-0.5 * a * a); }
+inline Vec<double> normal_tail(Vec<double> a, Vec<double>) {
+  for (int i = 0; i < kLanes<double>; ++i) a[i] = 0.5 * __builtin_erfc(0.7071067811865476 * a[i]);
+  return a;
+}
+
+inline Vec<double> gelu_gate(Vec<double> x) {
+  return vsigmoid(2.0 * kGeluScale * (x + kGeluCubic * x * x * x));
 }
 
 }  // namespace
