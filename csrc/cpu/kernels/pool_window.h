@@ -1,5 +1,6 @@
 // Which inputs a window covers and which windows cover an input: what all pooling kernels share.
 #pragma once
+#include "lanes.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -117,29 +118,6 @@ inline void parallel_pixels(const Exec& exec, int64_t pixels, int64_t c, int64_t
   });
 }
 
-// Vectors of W lanes at any address; W = 1 is the scalar itself.
-template <class T, int W>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(W * sizeof(T))));
-  typedef T unaligned
-      __attribute__((vector_size(W * sizeof(T)), aligned(alignof(T)), __may_alias__));
-};
-template <class T>
-struct LanesOf<T, 1> {
-  typedef T type;
-  typedef T unaligned;
-};
-template <class T, int W>
-using Lanes = typename LanesOf<T, W>::type;
-template <class T, int W>
-inline Lanes<T, W> get(const T* p) {
-  return *reinterpret_cast<const typename LanesOf<T, W>::unaligned*>(p);
-}
-template <class T, int W>
-inline void put(T* p, Lanes<T, W> v) {
-  *reinterpret_cast<typename LanesOf<T, W>::unaligned*>(p) = v;
-}
-
 // ---- W integers I of 4 or 8 bytes from and to W taps, which lie in memory as bytes or int32 ----
 // gcc converts vectors of bytes one by one; byte shuffles do it in a few instructions.
 
@@ -225,27 +203,6 @@ inline void put_taps(uint8_t* p, Lanes<I, W> v) {
   } else {
     narrow_to_bytes<I, W>(v, p, typename MakeSequence<W>::type{});
   }
-}
-
-// Calls block(W, c) for blocks of channels: vectors, then quads, then one by one. Where a block may
-// be computed twice (`again`: it does not add to what it wrote), the last one reaches back instead.
-template <int N>
-struct Width {
-  static constexpr int value = N;
-};
-template <class T, class Block>
-inline void for_channels(int64_t c, bool again, const Block& block) {
-  constexpr int kWide = kLanes<T>;
-  int64_t at = 0;
-  for (; at + kWide <= c; at += kWide) block(Width<kWide>{}, at);
-  if (at == c) return;
-  if (again && c >= kWide) return block(Width<kWide>{}, c - kWide);
-  if constexpr (kWide > 4) {
-    for (; at + 4 <= c; at += 4) block(Width<4>{}, at);
-    if (at == c) return;
-    if (again && c >= 4) return block(Width<4>{}, c - 4);
-  }
-  for (; at < c; ++at) block(Width<1>{}, at);
 }
 
 // Windows that never share an input: the backward pass may go by windows.

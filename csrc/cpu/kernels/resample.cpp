@@ -1,5 +1,6 @@
 // Resampling by one sparse matrix per axis: interpolation, reflecting and circular padding, and
 // their adjoints (the transposed matrices).
+#include "lanes.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -22,10 +23,9 @@ inline void resample_pixel(const ResampleShape& s, const AxisMap<T>* map, const 
       ((map[0].source[d0] * s.in[1] + map[1].source[h0]) * s.in[2] + map[2].source[w0]) * s.c;
   if (d1 - d0 == 1 && h1 - h0 == 1 && w1 - w0 == 1 && map[0].weight[d0] == 1 &&
       map[1].weight[h0] == 1 && map[2].weight[w0] == 1) {
-    int64_t c = 0;
-    for (; c + kLanes<T> <= s.c; c += kLanes<T>) store(y + c, load(from0 + c));
-    for (; c < s.c; ++c) y[c] = from0[c];
-    return;
+    return for_channels<T>(s.c, true, [&](auto block, int64_t c) {
+      put<T, block.value>(y + c, get<T, block.value>(from0 + c));
+    });
   }
   // fn(source pixel's channels, weight, whether it is the first) for each entry
   const auto for_entries = [&](const auto& fn) {
@@ -38,32 +38,15 @@ inline void resample_pixel(const ResampleShape& s, const AxisMap<T>* map, const 
              d == d0 && h == h0 && w == w0);
       }
   };
-  int64_t c = 0;
-  for (; c + 2 * kLanes<T> <= s.c; c += 2 * kLanes<T>) {
-    Vec<T> a = {}, b = {};
+  for_channels<T>(s.c, true, [&](auto block, int64_t c) {
+    constexpr int W = block.value;
+    Lanes<T, W> sum{};
     for_entries([&](const T* from, T weight, bool first) {
-      const Vec<T> u = load(from + c) * weight, v = load(from + c + kLanes<T>) * weight;
-      a = first ? u : a + u;
-      b = first ? v : b + v;
+      const Lanes<T, W> term = get<T, W>(from + c) * weight;
+      sum = first ? term : sum + term;
     });
-    store(y + c, a);
-    store(y + c + kLanes<T>, b);
-  }
-  for (; c + kLanes<T> <= s.c; c += kLanes<T>) {
-    Vec<T> a = {};
-    for_entries([&](const T* from, T weight, bool first) {
-      const Vec<T> u = load(from + c) * weight;
-      a = first ? u : a + u;
-    });
-    store(y + c, a);
-  }
-  for (; c < s.c; ++c) {
-    T a = 0;
-    for_entries([&](const T* from, T weight, bool first) {
-      a = first ? from[c] * weight : a + from[c] * weight;
-    });
-    y[c] = a;
-  }
+    put<T, W>(y + c, sum);
+  });
 }
 
 template <class T>
