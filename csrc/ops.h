@@ -197,6 +197,16 @@ struct Ops {
   void (*column_sum)(const Exec&, int64_t rows, int64_t c, const T* x, T* out);
 
   // ---- local: locally connected layers ----
+  // A convolution with weights of its own at every output position: x (n, in, c),
+  // w (k, out, taps, c), b (k, out) or null, y (n, out, k). The shape is the convolution's, with
+  // one group. db may be null.
+  int64_t (*local_forward_workspace)(const ConvShape&, int threads);
+  void (*local_forward)(const Exec&, const ConvShape&, const T* x, const T* w, const T* b, T* y);
+  int64_t (*local_backward_input_workspace)(const ConvShape&, int threads);
+  void (*local_backward_input)(const Exec&, const ConvShape&, const T* dy, const T* w, T* dx);
+  int64_t (*local_backward_weight_workspace)(const ConvShape&, int threads);
+  void (*local_backward_weight)(const Exec&, const ConvShape&, const T* dy, const T* x, T* dw,
+                                T* db);
 
   // ---- pool ----
   // y = the maximum of each window, the first of equal ones; NaN is the maximum. tap (may be null):

@@ -1,50 +1,369 @@
 // Convolution: backward_weight. dy (n, out, k), x (n, in, c) -> dw (k, taps, c/g), db (k).
-#include "parallel.h"
-#include "vec.h"
+#include "conv_backward_weight.h"
+
+#include "column_sum.h"
+#include "conv_backward_weight_kernels.h"
+#include "gemm.h"
 
 namespace convgrad::cpu {
 namespace {
 
-// ---- generic: any shape, any type; one filter (k) at a time, images in order ----
+// One strip of one unit. dy is read in place, or, where the last vector of k would reach beyond the
+// pixel's channels, from a copy padded with zeros.
+template <class T>
+struct Strip {
+  const ConvShape& s;
+  const DwPlan& p;
+  Box box;
+  int64_t group, first_k, used;  // output channels of the unit: first_k .. first_k + used
+  const T* x;                    // the whole input
+  const T* dy;                   // at the box's first pixel and first_k
+  int64_t dy_step[4];
+
+  int64_t vectors() const { return ceil_div(used, kLanes<T>); }
+};
 
 template <class T>
-void backward_weight_filter(const ConvShape& s, int64_t k, const T* dy, const T* x, T* dw) {
-  const int64_t gc = s.group_in_c(), c0 = k / s.group_out_c() * gc;
-  for (int64_t i = 0; i < s.taps() * gc; ++i) dw[i] = 0;
-  for (int64_t n = 0; n < s.n; ++n)
-    for (int64_t tap = 0; tap < s.taps(); ++tap) {
-      const int64_t kd = tap / (s.ker[1] * s.ker[2]), kh = tap / s.ker[2] % s.ker[1],
-                    kw = tap % s.ker[2];
-      T* out = dw + tap * gc;
-      for (int64_t o = 0; o < s.out_pixels(); ++o) {
-        const int64_t id = o / (s.out[1] * s.out[2]) * s.stride[0] - s.pad[0] + kd * s.dil[0];
-        const int64_t ih = o / s.out[2] % s.out[1] * s.stride[1] - s.pad[1] + kh * s.dil[1];
-        const int64_t iw = o % s.out[2] * s.stride[2] - s.pad[2] + kw * s.dil[2];
-        if (id < 0 || id >= s.in[0] || ih < 0 || ih >= s.in[1] || iw < 0 || iw >= s.in[2]) continue;
-        const T g = dy[(n * s.out_pixels() + o) * s.out_c + k];
-        const T* in = x + (((n * s.in[0] + id) * s.in[1] + ih) * s.in[2] + iw) * s.in_c + c0;
-        for (int64_t c = 0; c < gc; ++c) out[c] += g * in[c];
+void pack_strip(Strip<T>& strip, T* scratch) {
+  const Box& box = strip.box;
+  const int64_t width = strip.p.width;
+  T* to = scratch;
+  for (int64_t n = 0; n < box.hi[0] - box.lo[0]; ++n)
+    for (int64_t d = 0; d < box.hi[1] - box.lo[1]; ++d)
+      for (int64_t h = 0; h < box.hi[2] - box.lo[2]; ++h) {
+        const T* from =
+            strip.dy + n * strip.dy_step[0] + d * strip.dy_step[1] + h * strip.dy_step[2];
+        for (int64_t w = 0; w < box.hi[3] - box.lo[3]; ++w, from += strip.dy_step[3], to += width) {
+          for (int64_t i = 0; i < strip.used; ++i) to[i] = from[i];
+          for (int64_t i = strip.used; i < width; ++i) to[i] = 0;
+        }
       }
+  strip.dy = scratch;
+  strip.dy_step[3] = width;
+  for (int i = 2; i >= 0; --i)
+    strip.dy_step[i] = strip.dy_step[i + 1] * (box.hi[i + 1] - box.lo[i + 1]);
+}
+
+template <class T>
+Strip<T> make_strip(const ConvShape& s, const DwPlan& p, int64_t index, int64_t group,
+                    int64_t block, const T* x, const T* dy, T* scratch) {
+  Strip<T> strip = {s,
+                    p,
+                    strip_box(s, p, index),
+                    group,
+                    group * p.out_c + block * p.width,
+                    min_of(p.width, p.out_c - block * p.width),
+                    x,
+                    dy,
+                    {}};
+  strip.dy_step[3] = s.out_c;
+  for (int i = 2; i >= 0; --i) strip.dy_step[i] = strip.dy_step[i + 1] * s.out[i];
+  strip.dy += strip.first_k;
+  for (int i = 0; i < 4; ++i) strip.dy += strip.box.lo[i] * strip.dy_step[i];
+  if (p.kernel != DwKernel::kDepthwise && strip.used % kLanes<T> != 0) pack_strip(strip, scratch);
+  return strip;
+}
+
+// Part of a strip for some taps: the box, and for the taps' first one where x and dy start.
+template <class T>
+struct Part {
+  Walk walk;
+  const T *x, *dy;
+};
+template <class T>
+Part<T> make_part(const Strip<T>& strip, const Box& box, const int64_t tap[3]) {
+  const ConvShape& s = strip.s;
+  Part<T> part;
+  part.dy = strip.dy;
+  part.x = strip.x + strip.group * strip.p.in_c;
+  int64_t step = s.in_c;
+  for (int i = 3; i >= 0; --i) {
+    part.walk.count[i] = box.hi[i] - box.lo[i];
+    part.walk.b[i] = strip.dy_step[i];
+    part.dy += (box.lo[i] - strip.box.lo[i]) * strip.dy_step[i];
+    if (i == 0) {
+      part.walk.a[0] = step;
+      part.x += box.lo[0] * step;
+    } else {
+      const int axis = i - 1;
+      part.walk.a[i] = step * s.stride[axis];
+      part.x += (box.lo[i] * s.stride[axis] - s.pad[axis] + tap[axis] * s.dil[axis]) * step;
+      step *= s.in[axis];
+    }
+  }
+  return part;
+}
+
+// The box with axis d or h (0 or 1) cut to where tap k lies inside; false if nothing is left.
+inline bool clip_box(const ConvShape& s, int axis, int64_t k, Box& box) {
+  clip_outputs(s, axis, k, &box.lo[axis + 1], &box.hi[axis + 1]);
+  return box.lo[axis + 1] < box.hi[axis + 1];
+}
+
+// ---- tile ----
+
+template <class T>
+void tile_unit(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
+  const ConvShape& s = strip.s;
+  const DwPlan& p = strip.p;
+  Box box = strip.box;
+  if (!clip_box(s, 0, kd, box) || !clip_box(s, 1, kh, box)) return;
+  const auto columns = [&](int64_t lo, int64_t hi, int64_t kw, int64_t taps) {
+    box.lo[3] = lo;
+    box.hi[3] = hi;
+    const int64_t tap[3] = {kd, kh, kw};
+    const Part<T> part = make_part(strip, box, tap);
+    dw_tiles(taps * p.in_c, strip.vectors(), part.walk, part.x, part.dy,
+             sums + kw * p.in_c * p.width, p.width);
+  };
+  if (s.groups == 1 && s.dil[2] == 1) {  // neighbouring taps are one run of taps * c values of x
+    for_segments(s, 2, strip.box.lo[3], strip.box.hi[3],
+                 [&](int64_t lo, int64_t hi, TapRange taps) {
+                   columns(lo, hi, taps.lo, taps.hi - taps.lo);
+                 });
+    return;
+  }
+  for (int64_t kw = 0; kw < s.ker[2]; ++kw) {
+    int64_t lo = strip.box.lo[3], hi = strip.box.hi[3];
+    clip_outputs(s, 2, kw, &lo, &hi);
+    if (lo < hi) columns(lo, hi, kw, 1);
+  }
+}
+
+// ---- slide ----
+
+template <class T>
+SlideRow slide_row(const Strip<T>& strip) {
+  const ConvShape& s = strip.s;
+  const int64_t c = strip.p.in_c, width = strip.p.width;
+  SlideRow row;
+  row.begin = strip.box.lo[3];
+  row.end = strip.box.hi[3];
+  row.pad = s.pad[2];
+  row.width = s.in[2];
+  row.x_pixel = s.in_c;
+  row.x_tap_row = s.dil[1] * s.in[2] * s.in_c;
+  row.dy_pixel = strip.dy_step[3];
+  row.out_row = 3 * c * width;
+  row.out_tap = c * width;
+  row.out_c = width;
+  return row;
+}
+
+// x of make_part lies at input column lo * 1 - pad; the sliding kernel counts from column 0.
+template <class T>
+const T* first_column(const Strip<T>& strip, const T* x) {
+  return x + (strip.s.pad[2] - strip.box.lo[3]) * strip.s.in_c;
+}
+
+// Channels in even blocks of at most 4.
+template <class T>
+void slide_channels(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
+  static constexpr DwSlide<T> kSlides[4] = {dw_slide<T, 1, 1>, dw_slide<T, 1, 2>, dw_slide<T, 1, 3>,
+                                            dw_slide<T, 1, 4>};
+  Box box = strip.box;
+  if (!clip_box(strip.s, 0, kd, box) || !clip_box(strip.s, 1, kh, box)) return;
+  const int64_t tap[3] = {kd, kh, 0};
+  const Part<T> part = make_part(strip, box, tap);
+  const SlideRow row = slide_row(strip);
+  const int64_t blocks = ceil_div(strip.p.in_c, 4);
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t c = strip.p.in_c * i / blocks, end = strip.p.in_c * (i + 1) / blocks;
+    kSlides[end - c - 1](part.walk, row, first_column(strip, part.x) + c, part.dy,
+                         sums + c * strip.p.width);
+  }
+}
+
+// One channel: all rows of taps in one unit, three at a time.
+template <class T>
+void slide_planes(const Strip<T>& strip, int64_t kd, T* sums) {
+  static constexpr DwSlide<T> kSlides[3] = {dw_slide<T, 1, 1>, dw_slide<T, 2, 1>,
+                                            dw_slide<T, 3, 1>};
+  Box box = strip.box;
+  if (!clip_box(strip.s, 0, kd, box)) return;
+  const SlideRow row = slide_row(strip);
+  for_segments(strip.s, 1, strip.box.lo[2], strip.box.hi[2],
+               [&](int64_t lo, int64_t hi, TapRange taps) {
+                 box.lo[2] = lo;
+                 box.hi[2] = hi;
+                 for (int64_t kh = taps.lo; kh < taps.hi; kh += 3) {
+                   const int64_t tap[3] = {kd, kh, 0};
+                   const Part<T> part = make_part(strip, box, tap);
+                   kSlides[min_of(3, taps.hi - kh) - 1](part.walk, row, first_column(strip, part.x),
+                                                        part.dy, sums + kh * row.out_row);
+                 }
+               });
+}
+
+// ---- depthwise: the channels of x are those of dy ----
+
+template <class T, class V>
+void depthwise_taps(const Part<T>& part, int64_t taps, int64_t x_tap, int64_t c, T* sums,
+                    int64_t pitch) {
+  constexpr decltype(&dw_depthwise<T, V, 1>) kDepthwise[4] = {
+      dw_depthwise<T, V, 1>, dw_depthwise<T, V, 2>, dw_depthwise<T, V, 3>, dw_depthwise<T, V, 4>};
+  for (int64_t t = 0; t < taps; t += 4)
+    kDepthwise[min_of(4, taps - t) - 1](part.walk, x_tap, part.x + c + t * x_tap, part.dy + c,
+                                        sums + t * pitch + c, pitch);
+}
+
+template <class T>
+void depthwise_unit(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
+  const ConvShape& s = strip.s;
+  Box box = strip.box;
+  if (!clip_box(s, 0, kd, box) || !clip_box(s, 1, kh, box)) return;
+  for_segments(s, 2, strip.box.lo[3], strip.box.hi[3], [&](int64_t lo, int64_t hi, TapRange taps) {
+    box.lo[3] = lo;
+    box.hi[3] = hi;
+    const int64_t tap[3] = {kd, kh, taps.lo}, x_tap = s.dil[2] * s.in_c;
+    Part<T> part = make_part(strip, box, tap);
+    part.x += strip.first_k;
+    T* to = sums + taps.lo * strip.p.width;
+    if (strip.used == kLanes<T>)
+      return depthwise_taps<T, Vec<T>>(part, taps.hi - taps.lo, x_tap, 0, to, strip.p.width);
+    for (int64_t c = 0; c < strip.used; ++c)
+      depthwise_taps<T, T>(part, taps.hi - taps.lo, x_tap, c, to, strip.p.width);
+  });
+}
+
+// ---- units, chunks and their sum ----
+
+template <class T>
+void strip_unit(const Strip<T>& strip, int64_t tap_set, T* sums) {
+  const int64_t kd = tap_set / strip.s.ker[1], kh = tap_set % strip.s.ker[1];
+  if (strip.p.kernel == DwKernel::kTile)
+    tile_unit(strip, kd, kh, sums);
+  else if (strip.p.kernel == DwKernel::kDepthwise)
+    depthwise_unit(strip, kd, kh, sums);
+  else if constexpr (sizeof(T) == 4) {  // double has the generic kernels alone
+    if (strip.p.in_c == 1)
+      slide_planes(strip, tap_set, sums);
+    else
+      slide_channels(strip, kd, kh, sums);
+  }
+}
+
+template <class T>
+void strip_bias(const Strip<T>& strip, T* sums) {
+  const int64_t tap[3] = {0, 0, 0};
+  const Part<T> part = make_part(strip, strip.box, tap);
+  const bool whole = strip.p.kernel != DwKernel::kDepthwise || strip.used == kLanes<T>;
+  if (whole)
+    for (int64_t v = 0; v < strip.vectors(); ++v)
+      dw_bias<T, Vec<T>>(part.walk, part.dy + v * kLanes<T>, sums + v * kLanes<T>);
+  else
+    for (int64_t c = 0; c < strip.used; ++c) dw_bias<T, T>(part.walk, part.dy + c, sums + c);
+}
+
+// Units [begin, end) of one chunk. `sums` is the chunk's: the units' matrices, then the biases.
+template <class T>
+void backward_weight_item(const ConvShape& s, const DwPlan& p, int64_t chunk, int64_t begin,
+                          int64_t end, const T* x, const T* dy, bool with_bias, T* sums,
+                          T* scratch) {
+  T* bias = sums + p.units() * p.unit_size();
+  for (int64_t i = begin * p.unit_size(); i < end * p.unit_size(); ++i) sums[i] = 0;
+  for (int64_t unit = begin; unit < end; ++unit)
+    if (unit % p.tap_sets == 0)
+      for (int64_t i = 0; i < p.width; ++i) bias[unit / p.tap_sets * p.width + i] = 0;
+  const int64_t first = chunk * p.strips_per_chunk;
+  const int64_t last = min_of(first + p.strips_per_chunk, p.strips());
+  for (int64_t index = first; index < last; ++index)
+    for (int64_t unit = begin; unit < end;) {
+      const int64_t column = unit / p.tap_sets;  // (group, block)
+      const Strip<T> strip =
+          make_strip(s, p, index, column / p.blocks, column % p.blocks, x, dy, scratch);
+      if (with_bias && unit % p.tap_sets == 0) strip_bias(strip, bias + column * p.width);
+      for (; unit < end && unit / p.tap_sets == column; ++unit)
+        strip_unit(strip, unit % p.tap_sets, sums + unit * p.unit_size());
     }
 }
 
-int64_t conv_backward_weight_workspace(const ConvShape&, int) { return 0; }
+// dw = the chunks' sums in order, transposed: unit matrices are (row, k), dw is (k, row).
+template <class T>
+void add_chunks(const DwPlan& p, int64_t unit, const T* sums, T* dw) {
+  constexpr int L = kLanes<T>;
+  constexpr int64_t kRows = 16;  // so that dw is written in runs
+  const int64_t column = unit / p.tap_sets, first = column % p.blocks * p.width;
+  const int64_t used = min_of(p.width, p.out_c - first), k_pitch = p.tap_sets * p.rows;
+  T* out = dw + (column / p.blocks * p.out_c + first) * k_pitch + unit % p.tap_sets * p.rows;
+  for (int64_t r0 = 0; r0 < p.rows; r0 += kRows)
+    for (int64_t k = 0; k < used; k += L) {
+      T tile[kRows][L];
+      const int64_t rows = min_of(kRows, p.rows - r0), ks = min_of(L, used - k);
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* at = sums + unit * p.unit_size() + (r0 + r) * p.width + k;
+        Vec<T> sum = load(at);
+        for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += load(at + chunk * p.partial);
+        store(tile[r], sum);
+      }
+      for (int64_t i = 0; i < ks; ++i)
+        for (int64_t r = 0; r < rows; ++r) out[(k + i) * k_pitch + r0 + r] = tile[r][i];
+    }
+}
+
+template <class T>
+void add_bias_chunks(const DwPlan& p, const T* sums, T* db) {
+  for (int64_t k = 0; k < p.groups * p.out_c; ++k) {
+    const int64_t column = k / p.out_c * p.blocks + k % p.out_c / p.width;
+    const T* at = sums + p.units() * p.unit_size() + column * p.width + k % p.out_c % p.width;
+    T sum = at[0];
+    for (int64_t chunk = 1; chunk < p.chunks; ++chunk) sum += at[chunk * p.partial];
+    db[k] = sum;
+  }
+}
+
+// ---- one pixel of x per pixel of dy: a matrix product ----
+
+// Kernel 1 x 1 with stride 1, or a kernel that covers the whole input: dw = dy' x over all pixels.
+inline bool is_product(const ConvShape& s) {
+  if (s.groups != 1) return false;
+  bool pointwise = true, whole = true;
+  for (int i = 0; i < 3; ++i) {
+    pointwise = pointwise && s.ker[i] == 1 && s.stride[i] == 1 && s.in[i] == s.out[i];
+    whole = whole && s.ker[i] == s.in[i] && s.out[i] == 1 && (s.dil[i] == 1 || s.in[i] == 1);
+  }
+  for (int i = 0; i < 3; ++i)
+    pointwise = pointwise && s.pad[i] == 0, whole = whole && s.pad[i] == 0;
+  return pointwise || whole;
+}
+inline GemmShape product_shape(const ConvShape& s) {
+  return {s.out_c, s.taps() * s.in_c, s.n * s.out_pixels(), true, false};
+}
+
+template <class T>
+int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
+  if (is_product(s))
+    return max_of(packed_gemm_workspace<T>(product_shape(s), threads),
+                  column_sum_workspace<T>(s.n * s.out_pixels(), s.out_c, threads));
+  const DwPlan p = plan_backward_weight<T>(s);
+  return (p.chunks * p.partial + threads * p.scratch) * static_cast<int64_t>(sizeof(T));
+}
 
 template <class T>
 void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, const T* x, T* dw,
                           T* db) {
-  parallel_for(exec, s.out_c, s.macs(), [&](int64_t k, int) {
-    backward_weight_filter(s, k, dy, x, dw + k * s.taps() * s.group_in_c());
-    if (db == nullptr) return;
-    T sum = 0;
-    for (int64_t row = 0; row < s.n * s.out_pixels(); ++row) sum += dy[row * s.out_c + k];
-    db[k] = sum;
+  if (is_product(s)) {
+    packed_gemm(exec, product_shape(s), dy, x, static_cast<const T*>(nullptr), dw);
+    if (db) column_sum(exec, s.n * s.out_pixels(), s.out_c, dy, db);
+    return;
+  }
+  const DwPlan p = plan_backward_weight<T>(s);
+  T* sums = static_cast<T*>(exec.workspace);
+  T* scratch = sums + p.chunks * p.partial;
+  const int64_t per_chunk = ceil_div(p.units(), p.units_per_item);
+  parallel_for(exec, p.chunks * per_chunk, s.macs(), [&](int64_t item, int thread) {
+    const int64_t chunk = item / per_chunk, begin = item % per_chunk * p.units_per_item;
+    backward_weight_item(s, p, chunk, begin, min_of(begin + p.units_per_item, p.units()), x, dy,
+                         db != nullptr, sums + chunk * p.partial, scratch + thread * p.scratch);
   });
+  parallel_for(exec, p.units(), p.chunks * p.partial,
+               [&](int64_t unit, int) { add_chunks(p, unit, sums, dw); });
+  if (db) add_bias_chunks(p, sums, db);
 }
 
 template <class T>
 void add(Ops<T>& table) {
-  table.conv_backward_weight_workspace = conv_backward_weight_workspace;
+  table.conv_backward_weight_workspace = conv_backward_weight_workspace<T>;
   table.conv_backward_weight = conv_backward_weight<T>;
 }
 
