@@ -181,11 +181,14 @@ def drawn(draw):
     axes = draw(st.integers(1, 3))
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     c, k = (groups * draw(st.integers(1, 6)) for _ in range(2))
-    tuples = [tuple(draw(st.integers(lo, hi)) for _ in range(axes))
-              for lo, hi in ((1, 4), (1, 3), (0, 4), (1, 3), (0, 6))]
+    tuples = [
+        tuple(draw(st.integers(lo, hi)) for _ in range(axes))
+        for lo, hi in ((1, 4), (1, 3), (0, 4), (1, 3), (0, 6))
+    ]
     kernel, stride, padding, dilation, extra = tuples
-    size = tuple(max(1, d * (f - 1) + 1 - 2 * p) + e
-                 for d, f, p, e in zip(dilation, kernel, padding, extra))
+    size = tuple(
+        max(1, d * (f - 1) + 1 - 2 * p) + e for d, f, p, e in zip(dilation, kernel, padding, extra)
+    )
     return (draw(st.integers(0, 3)), c, k, size, kernel, stride, padding, dilation, groups)
 
 

@@ -8,9 +8,12 @@ __all__ = ["local", "local_gradients"]
 def _windows(x, out, kernel, stride, padding, dilation):
     """(position, x's slice under it as an index into the padded x) for every output position."""
     for o in np.ndindex(*out):
-        yield o, tuple(
-            slice(i * s, i * s + d * (k - 1) + 1, d)
-            for i, s, k, d in zip(o, stride, kernel, dilation)
+        yield (
+            o,
+            tuple(
+                slice(i * s, i * s + d * (k - 1) + 1, d)
+                for i, s, k, d in zip(o, stride, kernel, dilation)
+            ),
         )
 
 
@@ -25,8 +28,8 @@ def local(x, w, b, stride, padding, dilation):
     xp = _pad(x, padding)
     y = np.zeros((x.shape[0], w.shape[0], *out))
     for o, window in _windows(x, out, kernel, stride, padding, dilation):
-        seen = xp[(slice(None), slice(None), *window)].reshape(x.shape[0], -1)
         filters = w[(slice(None), slice(None), *o)].reshape(w.shape[0], -1)
+        seen = xp[(slice(None), slice(None), *window)].reshape(x.shape[0], filters.shape[1])
         y[(slice(None), slice(None), *o)] = seen @ filters.T.astype(np.float64)
     return y if b is None else y + b
 

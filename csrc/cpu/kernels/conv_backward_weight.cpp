@@ -9,7 +9,7 @@ namespace convgrad::cpu {
 namespace {
 
 // One strip of one unit. dy is read in place, or, where the last vector of k would reach beyond the
-// pixel's channels, from a copy padded with zeros.
+// pixel's channels, from a copy with room for whole vectors.
 template <class T>
 struct Strip {
   const ConvShape& s;
@@ -23,20 +23,23 @@ struct Strip {
   int64_t vectors() const { return ceil_div(used, kLanes<T>); }
 };
 
+// The lanes beyond `used` get what follows in memory: they are summed, and never looked at.
 template <class T>
-void pack_strip(Strip<T>& strip, T* scratch) {
+void pack_strip(Strip<T>& strip, const T* dy_end, T* scratch) {
+  constexpr int L = kLanes<T>;
   const Box& box = strip.box;
-  const int64_t width = strip.p.width;
+  const int64_t width = strip.p.width, columns = box.hi[3] - box.lo[3];
   T* to = scratch;
   for (int64_t n = 0; n < box.hi[0] - box.lo[0]; ++n)
     for (int64_t d = 0; d < box.hi[1] - box.lo[1]; ++d)
       for (int64_t h = 0; h < box.hi[2] - box.lo[2]; ++h) {
         const T* from =
             strip.dy + n * strip.dy_step[0] + d * strip.dy_step[1] + h * strip.dy_step[2];
-        for (int64_t w = 0; w < box.hi[3] - box.lo[3]; ++w, from += strip.dy_step[3], to += width) {
-          for (int64_t i = 0; i < strip.used; ++i) to[i] = from[i];
-          for (int64_t i = strip.used; i < width; ++i) to[i] = 0;
-        }
+        for (int64_t w = 0; w < columns; ++w, from += strip.dy_step[3], to += width)
+          if (dy_end - from >= width)
+            for (int64_t i = 0; i < width; i += L) store(to + i, load(from + i));
+          else
+            for (int64_t i = 0; i < width; ++i) to[i] = i < strip.used ? from[i] : T(0);
       }
   strip.dy = scratch;
   strip.dy_step[3] = width;
@@ -60,7 +63,8 @@ Strip<T> make_strip(const ConvShape& s, const DwPlan& p, int64_t index, int64_t 
   for (int i = 2; i >= 0; --i) strip.dy_step[i] = strip.dy_step[i + 1] * s.out[i];
   strip.dy += strip.first_k;
   for (int i = 0; i < 4; ++i) strip.dy += strip.box.lo[i] * strip.dy_step[i];
-  if (p.kernel != DwKernel::kDepthwise && strip.used % kLanes<T> != 0) pack_strip(strip, scratch);
+  if (p.kernel != DwKernel::kDepthwise && strip.used % kLanes<T> != 0)
+    pack_strip(strip, dy + s.y_size(), scratch);
   return strip;
 }
 

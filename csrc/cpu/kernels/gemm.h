@@ -230,7 +230,7 @@ GemmPlan plan_gemm(const GemmShape& s, int threads) {
     p.depth = ceil_div(ceil_div(s.k, chunks), kGemmDepth) * kGemmDepth;
     p.chunks = ceil_div(s.k, p.depth);
   }
-  const int64_t wanted = threads > 1 ? ceil_div(4 * threads, s.batch * p.chunks) : 1;
+  const int64_t wanted = threads > 1 ? ceil_div(4 * threads, max_of(1, s.batch * p.chunks)) : 1;
   p.block = gemm_block<T>(s.m, s.n, p.depth, wanted);
   p.rows = ceil_div(s.m, p.block.rows);
   p.cols = ceil_div(s.n, p.block.cols);

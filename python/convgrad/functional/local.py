@@ -15,7 +15,9 @@ Ints = int | tuple[int, ...]
 
 
 class LocallyConnected(Op):
-    """y[n, k, o] = b[k, o] + sum over c, t of w[k, c, o, t] x[n, c, o stride - padding + t dilation]."""
+    """y[n, k, o] = b[k, o] + sum over c, t of w[k, c, o, t] x[n, c, i],
+    i = o * stride - padding + t * dilation.
+    """
 
     fresh = True
 
