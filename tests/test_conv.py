@@ -305,7 +305,10 @@ def drawn_case(draw_from):
     spatial = draw_from(st.integers(1, 3))
     groups = draw_from(st.sampled_from([1, 1, 2, 3]))
     per_group = st.integers(1, 9)
-    axes = lambda low, high: tuple(draw_from(st.integers(low, high)) for _ in range(spatial))
+
+    def axes(low, high):
+        return tuple(draw_from(st.integers(low, high)) for _ in range(spatial))
+
     kernel, stride, dilation, padding = axes(1, 5 - spatial), axes(1, 3), axes(1, 3), axes(0, 4)
     size = tuple(
         max(1, d * (k - 1) + 1 - 2 * p) + draw_from(st.integers(0, 15 // spatial))

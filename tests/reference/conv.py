@@ -1,7 +1,8 @@
 """Convolution and its gradients in float64, tap by tap, and a plain sequential float32 sum.
 
 Three sums on padded arrays say everything: convolution gathers, its adjoint in x scatters, and the
-weight's gradient correlates the two sides; transposed convolution is the same with the sides swapped.
+weight's gradient correlates the two sides. Transposed convolution is the same with the sides
+swapped.
 """
 
 from itertools import product

@@ -225,9 +225,21 @@ void run_item(const DirectCall<T>& call, int64_t item, int thread) {
     copy_box(plan, image, start, size, scratch);
     box.x = scratch;
   }
+  const int64_t first = chunk * plan.blocks / plan.chunks;
   const int64_t last = (chunk + 1) * plan.blocks / plan.chunks;
-  for (int64_t block = chunk * plan.blocks / plan.chunks; block < last; ++block)
-    run_block(call, group, block, box);
+  if (plan.method != Method::kDepthwise) {
+    for (int64_t block = first; block < last; ++block) run_block(call, group, block, box);
+    return;
+  }
+  // Each block reads channels of its own: row by row, so that the src of a row stays in L1.
+  Box<T> row = box;
+  row.count[0] = row.count[1] = 1;
+  for (int64_t d = 0; d < box.count[0]; ++d)
+    for (int64_t h = 0; h < box.count[1]; ++h) {
+      row.x = box.x + d * box.x_step[0] + h * box.x_step[1];
+      row.y = box.y + d * box.y_step[0] + h * box.y_step[1];
+      for (int64_t block = first; block < last; ++block) run_block(call, group, block, row);
+    }
 }
 
 template <class T>

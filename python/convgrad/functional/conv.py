@@ -114,8 +114,10 @@ def conv1d(
 ) -> Tensor:
     """Cross-correlates x (N, C, W) or (C, W) with w (K, C / groups, KW).
 
-    padding: ints, 'same' (stride 1), 'valid', or a tuple of (low, high) pairs. ValueError for
-    shapes that do not fit, TypeError for dtypes that differ.
+    padding: ints, 'same' (stride 1), 'valid', or a tuple of (low, high) pairs. It stands for zeros
+    that weights multiply: an infinite or NaN weight makes NaN where its tap falls on padding.
+    ValueError for shapes that do not fit, TypeError for dtypes that differ, OverflowError for sizes
+    beyond 64 bits.
     """
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
