@@ -40,9 +40,8 @@ SIZES = [
 ]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("rows, inputs, outputs", SIZES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.quick), np.float64])
 def test_linear_is_exact_on_integers(rows, inputs, outputs, dtype):
     rng = np.random.default_rng(0)
     x = integers(rng, (rows, inputs), dtype=dtype)

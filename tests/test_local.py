@@ -53,9 +53,8 @@ def layer(case):
     return lambda x, w, b: FUNCTIONS[len(case[3])](x, w, b, *case[5:])
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.quick), np.float64])
 def test_is_exact_on_integers(case, dtype):
     rng = np.random.default_rng(0)
     (x, w, b), dy = draw_arrays(case, lambda s: integers(rng, s, dtype=dtype))
