@@ -176,13 +176,11 @@ class Op:
             _share_version(inputs[0], outputs)
         if record:
             node.edges = edges
-            index = 0
-            for t in outputs:
+            for index, t in enumerate(outputs):
                 if t.array.dtype.kind == "f":  # integer results (indices) carry no gradients
                     t._requires_grad = True
                     t.node = node
                     t.index = index
-                index += 1
             if node.saved:
                 guards = []
                 for t in (*inputs, *outputs):
@@ -471,7 +469,9 @@ class _Call(Op):
 
     def forward(self, *args: Any) -> Any:
         self.function, inputs = args[-2:]
-        self.inputs = [(t.shape, t.array.dtype) if isinstance(t, Tensor) else None for t in inputs]
+        self.inputs: list[Any] = [
+            (t.shape, t.array.dtype) if isinstance(t, Tensor) else None for t in inputs
+        ]
         self.context = FunctionContext(self.needs)
         with no_grad():
             out = self.function.forward(self.context, *inputs)

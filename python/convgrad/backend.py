@@ -1,4 +1,4 @@
-"""Which kernels and which array library serve an array: NumPy and ``_cpu``, or CuPy and ``_cuda``."""
+"""Which kernels and array library serve an array: NumPy and ``_cpu``, or CuPy and ``_cuda``."""
 
 from __future__ import annotations
 

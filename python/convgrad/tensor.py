@@ -14,7 +14,9 @@ __all__ = ["HookHandle", "Tensor", "as_array", "as_tensor", "checked_dtype", "te
 
 Array = Any
 # Tensor has methods of these names.
-_bool, _int, _float = bool, int, float
+_bool = bool
+_int = int
+_float = float
 
 DTYPES = tuple(np.dtype(n) for n in ("float32", "float64", "int64", "int32", "uint8", "bool"))
 
@@ -37,8 +39,8 @@ class Tensor:
 
     ``array`` is the backend's own (NumPy, CuPy), physically channels-last where it is an activation
     or a weight: axis 1 has stride 1. ``node`` is the :class:`~convgrad.autograd.Op` that made it,
-    None for a leaf, and ``index`` says which of the op's outputs it is. ``version`` is a one-element
-    list shared by all tensors that share memory; changes in place count it up.
+    None for a leaf, and ``index`` says which of the op's outputs it is. ``version`` is a list of
+    one number shared by all tensors that share memory; changes in place count it up.
     """
 
     __slots__ = (
@@ -378,8 +380,8 @@ class Tensor:
     def __deepcopy__(self, memo: dict[_int, Any]) -> Tensor:
         if self.node is not None:
             raise RuntimeError(
-                f"[deepcopy] Only a leaf can be copied. Got a result of {type(self.node).__name__}; "
-                "use detach() or clone()."
+                "[deepcopy] Only a leaf can be copied. Got a result of "
+                f"{type(self.node).__name__}; use detach()."
             )
         out = Tensor(_math.duplicate(self.array), self._requires_grad)
         if self.grad is not None:
@@ -754,7 +756,7 @@ class Tensor:
         return _shape.gather(self, dim, index)
 
 
-autograd.Tensor = Tensor  # type: ignore[misc]
+autograd.Tensor = Tensor  # type: ignore[attr-defined]
 
 
 def as_array(value: Any) -> Any:

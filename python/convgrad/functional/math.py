@@ -1,7 +1,8 @@
 """Arithmetic, comparisons, elementwise functions and reductions, with broadcasting.
 
 Type promotion is PyTorch's: numbers and 0-d tensors give way to tensors with axes of the same
-category (bool < int < float); float32 is the default. Results are channels-last where an operand is.
+category (bool < int < float); float32 is the default. Results are channels-last where an operand
+is.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ Dims = int | Sequence[int] | None
 FLOAT32 = np.dtype(np.float32)
 INT64 = np.dtype(np.int64)
 BOOL = np.dtype(np.bool_)
+
+_add_reduce: Any = np.add.reduce
 
 
 # ---- arrays: layout, broadcasting, sums ----
@@ -125,7 +128,7 @@ def reduce_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array
         out = lib_of(x).channel_sum(x, rank - 2)
         return out.reshape([1, -1] + [1] * (rank - 2)) if keepdims else out
     wide = np.float64 if x.dtype == FLOAT32 else x.dtype
-    out = np.add.reduce(x, axis=axes, dtype=wide, keepdims=keepdims)
+    out = _add_reduce(x, axis=axes, dtype=wide, keepdims=keepdims)
     return np.asarray(out, x.dtype)
 
 
@@ -756,7 +759,7 @@ class Sum(Op):
 
 def _mean(x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     n = _count(x.shape, axes)
-    total = np.add.reduce(x, axis=axes, dtype=np.float64, keepdims=keepdim)
+    total = _add_reduce(x, axis=axes, dtype=np.float64, keepdims=keepdim)
     with np.errstate(all="ignore"):
         return np.asarray(np.true_divide(total, n), x.dtype)
 
@@ -796,7 +799,7 @@ class Var(Op):
         centred = elementwise(np.subtract, x, _mean(x, axes, True))
         with np.errstate(all="ignore"):
             squares = np.multiply(centred, centred, dtype=np.float64)
-            y = np.add.reduce(squares, axis=axes, keepdims=keepdim) / np.float64(self.n)
+            y = _add_reduce(squares, axis=axes, keepdims=keepdim) / np.float64(self.n)
             y = np.asarray(np.sqrt(y) if root else y, x.dtype)
         self.saved = centred, y
         return y

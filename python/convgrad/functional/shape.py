@@ -1,6 +1,7 @@
 """Reshaping, permuting, joining, repeating and indexing.
 
-``view`` is ``reshape``: logical (row-major) order, copying where it must; aliasing is never promised.
+``view`` is ``reshape``: logical (row-major) order, copying where it must; aliasing is never
+promised.
 """
 
 from __future__ import annotations
@@ -335,7 +336,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def split(input: Tensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
-    """Pieces along dim: of split_size elements (the last may be shorter), or of the given lengths."""
+    """Pieces along dim: of split_size elements each but the last, or of the given lengths."""
     axis = check_dim("split", dim, input.array.ndim)
     n = input.shape[axis]
     if isinstance(split_size, int):
@@ -428,8 +429,8 @@ def _index_part(part: Any) -> Any:
         if array.size == 0 and not isinstance(part, (Tensor, np.ndarray)):
             return array.astype(np.int64)  # an empty list
         raise IndexError(
-            "[index] An index must be ints, slices, None, Ellipsis, or bool or integer tensors. Got "
-            f"{array.dtype}."
+            "[index] An index must be ints, slices, None, Ellipsis, or bool or integer tensors. "
+            f"Got {array.dtype}."
         )
     if array.ndim == 0 and array.dtype.kind != "b":
         return int(array)
@@ -468,7 +469,7 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     axis = check_dim("gather", dim, input.array.ndim)
     if index.array.ndim != input.array.ndim or index.array.dtype.kind not in "iu":
         raise ValueError(
-            f"[gather] index must be integers of {input.array.ndim} axes. Got {index.array.dtype} of "
-            f"shape {index.shape}."
+            f"[gather] index must be integers of {input.array.ndim} axes. Got "
+            f"{index.array.dtype} of shape {index.shape}."
         )
     return Gather.apply((input, index), axis)
