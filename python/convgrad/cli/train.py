@@ -19,6 +19,7 @@ from convgrad.cli.options import (
     positive_float,
     positive_int,
 )
+from convgrad.extras import require
 
 if TYPE_CHECKING:
     from convgrad.tasks.images import Images, Splits
@@ -130,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     task = tasks.get(args.task)
     _fill_defaults(args, task)
     apply_machine_options(args)
+    for package in ("tqdm", "safetensors.numpy", "matplotlib.figure"):
+        require(package)  # what is missing is said now, not after training
     splits = _load(args, task)
     folder = run_folder.create(args.out, f"{args.task}-{args.model}")
     model = _build(args, task)
