@@ -1,5 +1,5 @@
-"""The lecture's network, y = sigmoid(w . sigmoid(W1 sigmoid(W0 x))), and its gradients twice: by the
-chain rule worked out step by step as on the slides, and by the tape."""
+"""The lecture's network, y = sigmoid(w . sigmoid(W1 sigmoid(W0 x))), and its gradients twice: by
+the chain rule worked out step by step as on the slides, and by the tape."""
 
 import numpy as np
 
@@ -61,9 +61,7 @@ def main():
         print(f"t = {t:.0f}: loss             by hand {loss:.6f}   tape {tape_loss:.6f}")
         for name, gradient in gradients.items():
             difference = np.abs(gradient - tape_gradients[name]).max()
-            print(
-                f"       dloss/d{name:<2} {gradient.shape!s:>7}   largest difference {difference:.0e}"
-            )
+            print(f"       dloss/d{name:<2} {gradient.shape!s:>7}   differs by {difference:.0e}")
 
 
 if __name__ == "__main__":

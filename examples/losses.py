@@ -1,5 +1,5 @@
-"""The lecture's losses and the output layer that each goes with: 2 classes with a sigmoid and binary
-cross-entropy, K classes with a softmax and cross-entropy, and the hinge loss."""
+"""The lecture's losses and the output layer that each goes with: 2 classes with a sigmoid and
+binary cross-entropy, K classes with a softmax and cross-entropy, and the hinge loss."""
 
 import numpy as np
 

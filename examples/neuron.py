@@ -1,5 +1,5 @@
-"""The neuron of the batch-processing slides: w = [2.0, -3.6, 0.5] with the bias first, one sample at a
-time, both as a batch, and the gradients of mini-batches."""
+"""The neuron of the batch-processing slides: w = [2.0, -3.6, 0.5] with the bias first, one sample
+at a time, both as a batch, and the gradients of mini-batches."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def neuron(x, w):
 
 
 def loss_and_gradient(x, t, parts=1):
-    """Summed binary cross-entropy of samples (N, 2) and its gradient, over ``parts`` mini-batches."""
+    """Summed binary cross-entropy of samples (N, 2) and its gradient, in ``parts`` batches."""
     w = cg.tensor(W, requires_grad=True)
     total = 0.0
     for samples, targets in zip(np.array_split(x, parts), np.array_split(t, parts)):

@@ -1,5 +1,5 @@
-"""Pooling's partial invariance, measured: how much feature maps change when the image moves, turns or
-grows a little, by the size of the pooling window."""
+"""Pooling's partial invariance, measured: how much feature maps change when the image moves, turns
+or grows a little, by the size of the pooling window."""
 
 import numpy as np
 

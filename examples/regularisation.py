@@ -53,7 +53,8 @@ def main():
         loss, with_penalty = penalised(W, x, classes, l1, l2)
         difference = np.abs(with_penalty - gradient - slope).max()
         print(
-            f"{name} with lambda 0.1 adds {loss - plain:8.4f} (formula {term:8.4f}); gradient differs "
+            f"{name} with lambda 0.1 adds {loss - plain:8.4f} (formula {term:8.4f}); gradient "
+            "differs "
             f"from lambda dR/dW by {difference:.0e}"
         )
     print("after training: |weights| of the 2 useful inputs, of the 18 useless ones, exact zeros")

@@ -379,7 +379,7 @@ def test_control_c_is_exit_code_130(tmp_path):
     assert process.stdout.readline().startswith("epoch ")
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "convgrad: interrupted\n"
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert rows and all(json.loads(row)["epoch"] for row in rows)

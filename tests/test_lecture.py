@@ -2,6 +2,7 @@
 
 import math
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -276,7 +277,7 @@ def test_one_by_one_batch_and_mini_batches_give_the_same_gradient(parts):
 
 
 def test_batches_of_a_cnn_give_the_same_gradient_as_its_samples():
-    """A batch only adds: one sample at a time, mini-batches and the batch agree, convolutions too."""
+    """A batch only adds: samples, mini-batches and the batch agree, convolutions too."""
     rng = np.random.default_rng(2)
     x, t = rng.standard_normal((6, 1, 8, 8)), np.arange(6) % 3
     w = [rng.standard_normal(s) * 0.3 for s in ((4, 1, 3, 3), (4,), (3, 64), (3,))]
@@ -319,7 +320,7 @@ def test_gradient_descent_goes_down_and_mini_batches_go_down_faster():
     names = example("gradient_descent")
     x, t = names["biopsies"]()
     full = names["full_batch"](x, t, steps=6, lr=0.1)
-    assert all(after < before for before, after in zip(full, full[1:]))
+    assert all(after < before for before, after in pairwise(full))
     mini = names["mini_batches"](x, t, epochs=6, lr=0.1, batch_size=32)
     assert full[0] == pytest.approx(math.log(2), rel=1e-6) and mini[0] == pytest.approx(full[0])
     assert mini[-1] < full[-1]
@@ -361,7 +362,7 @@ def test_pooling_is_partly_invariant_to_shift_scale_and_rotation():
     table = example("pooling")["measure"]()
     assert set(table) == {"shift 1 pixel", "rotation 5 degrees", "scale 5 %"}
     for changes in table.values():
-        assert all(after < before for before, after in zip(changes, changes[1:]))
+        assert all(after < before for before, after in pairwise(changes))
         assert changes[0] > 0.2  # without pooling the maps do change
         assert changes[2] < 0.8 * changes[0] and changes[4] < 0.4 * changes[0]
 

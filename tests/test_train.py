@@ -1,7 +1,6 @@
 """The public training loop and its callbacks."""
 
 import json
-import math
 
 import numpy as np
 import pytest
