@@ -7,7 +7,7 @@ import pytest
 
 import convgrad as cg
 from convgrad import data, io, metrics, nn, optim, train
-from convgrad.tasks.images import AugmentedBatches, Images
+from convgrad.tasks.images import AugmentedImages, Images
 
 
 def blobs(n=50, seed=0):
@@ -286,16 +286,16 @@ def test_wrong_values_are_named():
         train.Penalty(-1)
 
 
-# ---- augmented batches ----
+# ---- augmented images ----
 
 
-def test_augmentation_depends_on_seed_epoch_and_image_alone():
-    data = Images(np.random.default_rng(0).random((10, 1, 8, 8), np.float32), np.arange(10))
+def test_augmentation_follows_from_seed_epoch_and_image_alone():
+    source = Images(np.random.default_rng(0).random((10, 1, 8, 8), np.float32), np.arange(10))
     amounts = {"shift": 1.0, "degrees": 10.0, "scale": 0.1}
 
-    def epochs(batch_size, seed):
-        batches = AugmentedBatches(data, batch_size, seed, **amounts)
-        assert len(batches) == -(-10 // batch_size)
+    def epochs(batch_size, seed, prefetch=0):
+        dataset = AugmentedImages(source, seed, **amounts)
+        batches = data.DataLoader(dataset, batch_size, shuffle=True, seed=seed, prefetch=prefetch)
         result = []
         for _ in range(2):
             pairs = [(np.asarray(x.numpy()), np.asarray(y.numpy())) for x, y in batches]
@@ -304,9 +304,12 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
         return result
 
     (first, order), (second, other_order) = epochs(3, seed=5)
-    again = epochs(4, seed=5)
-    np.testing.assert_array_equal(first, again[0][0])
-    np.testing.assert_array_equal(second, again[1][0])
+    assert first.shape == (10, 1, 8, 8) and sorted(order) == list(range(10))
     assert (first != second).any() and (order != other_order).any()
-    assert sorted(order) == list(range(10))
+    for again in (epochs(4, seed=5), epochs(3, seed=5, prefetch=3)):
+        np.testing.assert_array_equal(first, again[0][0])
+        np.testing.assert_array_equal(second, again[1][0])
     assert (epochs(3, seed=6)[0][0] != first).any()
+    image, label = AugmentedImages(source, 5, **amounts)[7]
+    np.testing.assert_array_equal(image.numpy(), first[7])
+    assert label.numpy() == 7

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from convgrad import functional, metrics, tensor, train
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
 from convgrad.cli.options import add_machine_options, apply_machine_options
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from convgrad.tasks.images import Images
+from convgrad.tasks.images import Images
 
 __all__ = ["add_parser", "measure", "run"]
 
@@ -38,8 +37,6 @@ def add_parser(subparsers: Any) -> None:
 
 def measure(model: Any, test: Images, classes: int) -> tuple[dict[str, float], np.ndarray]:
     """({'loss', 'accuracy'}, confusion matrix) of a model on images."""
-    from convgrad import functional, metrics, tensor, train
-
     logits = train.predict(model, test.images)
     loss = functional.cross_entropy(tensor(logits), tensor(test.labels))
     row = {"loss": float(loss.item()), "accuracy": metrics.accuracy(logits, test.labels)}
@@ -48,8 +45,6 @@ def measure(model: Any, test: Images, classes: int) -> tuple[dict[str, float], n
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table; the last line is the test accuracy."""
-    from convgrad import metrics
-
     apply_machine_options(args)
     config, task, model = run_folder.open_run(args.folder)
     data = args.data or (config.get("data") and Path(config["data"]))

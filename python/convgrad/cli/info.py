@@ -7,6 +7,11 @@ import importlib.metadata
 import platform
 from typing import Any
 
+import numpy as np
+
+import convgrad
+from convgrad import _cpu, backend
+
 __all__ = ["add_parser", "run"]
 
 OPTIONAL = ("scikit-learn", "matplotlib", "tqdm", "safetensors", "pillow", "torch")
@@ -30,11 +35,6 @@ def _version(package: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table."""
-    import numpy as np
-
-    import convgrad
-    from convgrad import _cpu, backend
-
     rows = {
         "convgrad": convgrad.__version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",

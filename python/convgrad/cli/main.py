@@ -14,8 +14,7 @@ from convgrad.extras import MissingPackageError
 __all__ = ["main"]
 
 # A command is a module with add_parser(subparsers), which sets run=function(args) -> exit code.
-# Modules import what they need when they run: `convgrad --help` loads neither scikit-learn nor
-# matplotlib.
+# The packages of the extras are imported when they are needed, not for `convgrad --help`.
 COMMANDS = (train, evaluate, predict, info, parity)
 
 EXIT_CODES = (

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import convgrad
+from convgrad import backend
 from convgrad.cli.errors import UserError
 
 __all__ = [
@@ -63,9 +65,6 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def apply_machine_options(args: argparse.Namespace) -> None:
     """Sets the threads; UserError for a device that is not there."""
-    import convgrad
-    from convgrad import backend
-
     try:
         backend.by_device(args.device)
     except (ValueError, RuntimeError) as error:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import convgrad as cg
+from convgrad import functional, nn, optim
 from convgrad.extras import require
 
 __all__ = ["add_parser", "run"]
@@ -64,9 +66,6 @@ CASES: tuple[tuple[str, tuple[tuple[int, ...], ...], Callable[..., Any]], ...] =
 
 def _compare(torch: Any, shapes: Any, function: Callable[..., Any]) -> float:
     """The worst error of the value and of every gradient."""
-    import convgrad as cg
-    from convgrad import functional
-
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     ours = [cg.tensor(a, requires_grad=True) for a in arrays]
@@ -79,24 +78,21 @@ def _compare(torch: Any, shapes: Any, function: Callable[..., Any]) -> float:
     return max(error(np.asarray(a.numpy()), b.numpy()) for a, b in pairs)
 
 
-def _network(nn: Any) -> Any:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(256, 10),
+def _network(layers: Any) -> Any:
+    return layers.Sequential(
+        layers.Conv2d(1, 8, 3, padding=1),
+        layers.BatchNorm2d(8),
+        layers.ReLU(),
+        layers.MaxPool2d(2),
+        layers.Conv2d(8, 16, 3, padding=1),
+        layers.ReLU(),
+        layers.Flatten(),
+        layers.Linear(256, 10),
     )
 
 
 def _training_step(torch: Any) -> float:
     """The worst error of a parameter or buffer after a step of SGD from equal weights."""
-    import convgrad as cg
-    from convgrad import nn, optim
-
     rng = np.random.default_rng(0)
     images = rng.standard_normal((16, 1, 8, 8)).astype(np.float32)
     labels = rng.integers(0, 10, 16)

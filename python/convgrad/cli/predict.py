@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from convgrad import train
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
 from convgrad.cli.options import add_machine_options, apply_machine_options
@@ -79,8 +80,6 @@ def _read_picture(path: Path) -> np.ndarray:
 
 def run(args: argparse.Namespace) -> int:
     """Prints path, class and probability of each image."""
-    from convgrad import train
-
     apply_machine_options(args)
     _, task, model = run_folder.open_run(args.folder)
     pixels = np.stack([read_image(path, task.SHAPE, args.invert) for path in args.images])

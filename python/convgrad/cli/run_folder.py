@@ -14,7 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from convgrad import io, tasks
 from convgrad.cli.errors import UserError
+from convgrad.tasks.images import network
 
 __all__ = ["CONFIG", "METRICS", "WEIGHTS", "create", "open_run"]
 
@@ -37,9 +39,6 @@ def create(path: Path | None, name: str) -> Path:
 
 def open_run(path: Path) -> tuple[dict[str, Any], Any, Any]:
     """(configuration, the task's module, the trained model in evaluation mode) of a run folder."""
-    from convgrad import io, tasks
-    from convgrad.tasks.images import network
-
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise UserError(

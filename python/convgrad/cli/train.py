@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convgrad import tasks
+import convgrad
+from convgrad import _cpu, data, io, metrics, nn, optim, tasks, train, viz
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
+from convgrad.cli.evaluate import measure
 from convgrad.cli.options import (
     add_machine_options,
     apply_machine_options,
@@ -20,9 +23,7 @@ from convgrad.cli.options import (
     positive_int,
 )
 from convgrad.extras import require
-
-if TYPE_CHECKING:
-    from convgrad.tasks.images import Images, Splits
+from convgrad.tasks.images import MODELS, AugmentedImages, Images, Splits, network
 
 __all__ = ["add_parser", "run"]
 
@@ -50,8 +51,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    from convgrad.tasks.images import MODELS
-
     defaults = tasks.get(name).DEFAULTS
 
     def default(setting: str) -> str:
@@ -175,17 +174,11 @@ def _load(args: argparse.Namespace, task: Any) -> Splits:
 
 
 def _build(args: argparse.Namespace, task: Any) -> Any:
-    import convgrad
-    from convgrad.tasks.images import network
-
     convgrad.manual_seed(args.seed)
     return network(args.model, task.SHAPE, len(task.CLASSES))
 
 
 def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict[str, Any]:
-    import convgrad
-    from convgrad import _cpu
-
     keys = (
         "task",
         "model",
@@ -199,11 +192,11 @@ def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict
         "seed",
         "device",
     )
-    data = getattr(args, "data", None)
+    folder = getattr(args, "data", None)
     return {
         **{key: getattr(args, key) for key in keys},
         "threads": convgrad.get_num_threads(),
-        "data": None if data is None else str(data.absolute()),
+        "data": None if folder is None else str(folder.absolute()),
         "training_images": len(splits.train.labels),
         "validation_images": len(splits.validation.labels),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -213,8 +206,6 @@ def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict
 
 
 def _optimizer(args: argparse.Namespace, model: Any) -> Any:
-    from convgrad import optim
-
     parameters = list(model.parameters())
     if args.optimizer == "sgd":
         return optim.SGD(parameters, lr=args.lr, momentum=args.momentum)
@@ -226,16 +217,10 @@ def _optimizer(args: argparse.Namespace, model: Any) -> Any:
 def _fit(
     args: argparse.Namespace, task: Any, model: Any, splits: Splits, folder: Path
 ) -> list[dict[str, float]]:
-    import math
-
-    from convgrad import data, metrics, nn, optim, train
-    from convgrad.tasks.images import AugmentedBatches
-
+    dataset: Any = data.TensorDataset(*splits.train)
     if args.model == "cnn":
-        batches: Any = AugmentedBatches(splits.train, args.batch_size, args.seed, **task.AUGMENT)
-    else:
-        dataset = data.TensorDataset(*splits.train)
-        batches = data.DataLoader(dataset, args.batch_size, shuffle=True, seed=args.seed)
+        dataset = AugmentedImages(splits.train, args.seed, **task.AUGMENT)
+    batches = data.DataLoader(dataset, args.batch_size, shuffle=True, seed=args.seed, num_workers=1)
     optimizer = _optimizer(args, model)
     warm_up, steps = len(batches), args.epochs * len(batches)
 
@@ -270,9 +255,6 @@ def _finish(
     folder: Path,
 ) -> None:
     """Saves the weights, measures the test images, draws, prints the last line."""
-    from convgrad import io, viz
-    from convgrad.cli.evaluate import measure
-
     io.save(model.state_dict(), folder / run_folder.WEIGHTS)
     title = f"{args.task}, {args.model}, seed {args.seed}"
     viz.learning_curves(history, folder / "learning_curves.png", title)

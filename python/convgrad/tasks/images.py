@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from convgrad import data, nn
+from convgrad.tensor import Tensor
+
 __all__ = [
     "MODELS",
-    "AugmentedBatches",
+    "AugmentedImages",
     "Images",
     "Settings",
     "Splits",
@@ -47,20 +50,18 @@ class Settings:
     l2: float = 0.0
 
 
-def split_off(data: Images, size: int, seed: int) -> tuple[Images, Images]:
+def split_off(whole: Images, size: int, seed: int) -> tuple[Images, Images]:
     """(the rest, ``size`` images chosen at random), each in its original order."""
-    chosen = np.zeros(len(data.labels), bool)
+    chosen = np.zeros(len(whole.labels), bool)
     chosen[np.random.default_rng(seed).permutation(len(chosen))[:size]] = True
     return (
-        Images(data.images[~chosen], data.labels[~chosen]),
-        Images(data.images[chosen], data.labels[chosen]),
+        Images(whole.images[~chosen], whole.labels[~chosen]),
+        Images(whole.images[chosen], whole.labels[chosen]),
     )
 
 
 def network(name: str, shape: tuple[int, int], classes: int) -> Any:
     """A classifier of (N, 1, *shape) images: softmax regression, two layers, or convolutions."""
-    from convgrad import nn
-
     height, width = shape
     if name == "softmax":
         return nn.Sequential(nn.Flatten(), nn.Linear(height * width, classes))
@@ -81,8 +82,6 @@ def network(name: str, shape: tuple[int, int], classes: int) -> Any:
 
 
 def _convolution(in_channels: int, out_channels: int) -> list[Any]:
-    from convgrad import nn
-
     # No bias: the normalisation would subtract it again.
     return [
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
@@ -122,31 +121,33 @@ def warp(
     return (above * (1 - down) + below * down)[:, None]
 
 
-class AugmentedBatches:
-    """Shuffled batches of warped images, different in every epoch.
+class AugmentedImages(data.Dataset):
+    """Images warped a little, differently in every epoch (which the loader sets).
 
-    The warp of image i in epoch e depends on (seed, e, i) alone, never on who loads it or when.
+    The warp of image i in epoch e follows from (seed, e, i) alone, never from who loads it or when.
     """
 
     def __init__(
-        self, data: Images, batch_size: int, seed: int, shift: float, degrees: float, scale: float
+        self, source: Images, seed: int, shift: float, degrees: float, scale: float
     ) -> None:
-        self.data = data
-        self.batch_size = batch_size
+        self.source = source
         self.seed = seed
         self.amounts = shift, degrees, scale
-        self.epoch = 0
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws the warps of an epoch: row i is image i's."""
+        rng = np.random.default_rng((self.seed, epoch, 1))  # 1: not the order's draws
+        self.draws = rng.uniform(-1, 1, (len(self), 4))
 
     def __len__(self) -> int:
-        return -(-len(self.data.labels) // self.batch_size)
+        return len(self.source.labels)
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        from convgrad import data
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        images, labels = self.batch([index])
+        return Tensor(images.array[0]), Tensor(labels.array[0])
 
-        epoch_seed = np.random.SeedSequence((self.seed, self.epoch))
-        self.epoch += 1
-        draws = np.random.default_rng(epoch_seed).uniform(-1, 1, (len(self.data.labels), 4))
-        images = warp(self.data.images, draws, *self.amounts)
-        order = int(epoch_seed.generate_state(1)[0])
-        dataset = data.TensorDataset(images, self.data.labels)
-        yield from data.DataLoader(dataset, self.batch_size, shuffle=True, seed=order)
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """The warped images (N, 1, H, W) and their labels (N,)."""
+        images = warp(self.source.images[indices], self.draws[indices], *self.amounts)
+        return Tensor(images), Tensor(self.source.labels[indices])

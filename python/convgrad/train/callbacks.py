@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from convgrad import io
+from convgrad import io, penalty
 from convgrad.extras import require
 from convgrad.tensor import Tensor
 
@@ -207,8 +207,6 @@ class Penalty(Callback):
             self.params = [p for p in run.model.parameters() if len(p.shape) > 1]
 
     def objective(self, run: Run, loss: Tensor) -> Tensor:
-        from convgrad import penalty
-
         if self.l1:
             loss = loss + penalty.l1(self.params, self.l1)
         if self.l2:
