@@ -33,7 +33,7 @@ def hinge(scores, signs):
 
 def main():
     np.set_printoptions(precision=4, suppress=True)
-    scores = np.array([2.0, -1.0, 0.3])
+    scores = np.array([2.0, -1.2, 0.3])
     loss, gradient = two_class(scores, np.array([1.0, 0.0, 0.0]))
     print(f"2 classes, scores {scores}, targets 1 0 0")
     print(f"  loss {loss:.4f}, gradient {gradient} = sigmoid(score) - target")

@@ -8,7 +8,7 @@ import pytest
 
 from convgrad import tasks
 from convgrad.tasks import digits, mnist
-from convgrad.tasks.images import AugmentedBatches, Images, split_off, warp
+from convgrad.tasks.images import Images, split_off, warp
 
 
 def idx(array, code):

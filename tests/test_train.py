@@ -31,7 +31,7 @@ def fit(epochs=3, network=None, batches=None, optimizer=None, **options):
     network = network or model()
     return train.fit(
         network,
-        batches or loader(),
+        loader() if batches is None else batches,
         nn.CrossEntropyLoss(),
         optimizer or optim.SGD(network.parameters(), lr=0.2),
         epochs,

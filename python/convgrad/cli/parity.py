@@ -74,7 +74,7 @@ def _compare(torch: Any, shapes: Any, function: Callable[..., Any]) -> float:
     dy = rng.standard_normal(tuple(expected.shape)).astype(np.float32)
     y.backward(cg.tensor(dy))
     expected.backward(torch.tensor(dy))
-    pairs = [(y, expected.detach())] + [(a.grad, b.grad) for a, b in zip(ours, theirs)]
+    pairs = [(y.detach(), expected.detach())] + [(a.grad, b.grad) for a, b in zip(ours, theirs)]
     return max(error(np.asarray(a.numpy()), b.numpy()) for a, b in pairs)
 
 
