@@ -30,7 +30,6 @@ def test_every_example_runs(path, capsys):
 # ---- forward pass, chain rule ----
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_chain_rule_by_hand_is_the_tapes_gradient(t):
     names = example("backpropagation")
@@ -69,7 +68,6 @@ def test_chain_rule_recap():
 # ---- losses ----
 
 
-@pytest.mark.quick
 def test_two_class_loss_is_the_slides():
     scores, t = np.array([2.0, -1.0, 0.3, -4.0]), np.array([1.0, 0.0, 0.0, 1.0])
     y = 1 / (1 + np.exp(-scores))
@@ -158,7 +156,6 @@ DERIVATIVES = {
 }
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_every_activation_has_its_gradient(name):
     names = example("activations")
@@ -216,7 +213,6 @@ def test_time_per_element_is_measured():
 # ---- parameter counts ----
 
 
-@pytest.mark.quick
 def test_parameter_counts():
     names = example("parameter_counts")
     count, linear_count = names["count"], names["linear_count"]
@@ -251,7 +247,6 @@ def test_layers_of_150_neurons_compute_what_they_should():
 # ---- the neuron, batches, gradient descent ----
 
 
-@pytest.mark.quick
 def test_neuron_slide_alone_and_as_a_batch():
     names = example("neuron")
     w = cg.tensor(names["W"])

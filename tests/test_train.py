@@ -39,7 +39,6 @@ def fit(epochs=3, network=None, batches=None, optimizer=None, **options):
     )
 
 
-@pytest.mark.quick
 def test_fit_learns_and_returns_a_row_per_epoch():
     network = model()
     history = fit(10, network, validation=loader(40, 40), metrics={"accuracy": metrics.accuracy})

@@ -200,10 +200,11 @@ class Penalty(Callback):
         if l1 < 0 or l2 < 0:
             raise ValueError(f"[Penalty] l1 and l2 must not be negative. Got {l1} and {l2}.")
         self.l1, self.l2 = l1, l2
-        self.params = None if params is None else list(params)
+        self.params: list[Tensor] = [] if params is None else list(params)
+        self.whole_model = params is None
 
     def begin(self, run: Run) -> None:
-        if self.params is None:
+        if self.whole_model:
             self.params = [p for p in run.model.parameters() if len(p.shape) > 1]
 
     def objective(self, run: Run, loss: Tensor) -> Tensor:
