@@ -7,6 +7,7 @@ from convgrad._cpu import empty_cache, get_num_threads, set_num_threads
 from convgrad.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from convgrad.backend import device
 from convgrad.creation import *
+from convgrad.functional.activation import prelu, relu, selu, sigmoid, tanh
 from convgrad.functional.linear import *
 from convgrad.functional.math import *
 from convgrad.functional.shape import *

@@ -2,9 +2,11 @@
 
 from convgrad.nn import init as init
 from convgrad.nn import utils as utils
+from convgrad.nn.activation import *
 from convgrad.nn.container import *
 from convgrad.nn.conv import *
 from convgrad.nn.linear import *
+from convgrad.nn.local import *
 from convgrad.nn.loss import *
 from convgrad.nn.module import *
 from convgrad.nn.norm import *
