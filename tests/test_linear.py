@@ -193,3 +193,22 @@ def test_dtypes_must_agree(fn):
     a, b = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float64)
     with pytest.raises(TypeError, match=r"float32.*float64|float64.*float32"):
         fn(cg.tensor(a), cg.tensor(b))
+
+
+def test_one_hot(torch):
+    classes = np.random.default_rng(0).integers(0, 5, (3, 1, 4))
+    for count in (-1, 7):
+        got = F.one_hot(cg.tensor(classes), count).array
+        expected = torch.nn.functional.one_hot(torch.tensor(classes), count).numpy()
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == np.int64
+    assert F.one_hot(cg.tensor(np.zeros(0, np.int64)), 3).shape == (0, 3)
+    for bad, count, words in (
+        ([0, 3], 3, "from 0 to 3, num_classes 3"),
+        ([-1, 1], -1, "from -1 to 1, num_classes 2"),
+        ([], -1, "num_classes -1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            F.one_hot(cg.tensor(np.array(bad, np.int64)), count)
+    with pytest.raises(TypeError, match="must be integers. Got float32"):
+        F.one_hot(cg.tensor([1.0]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from convgrad.autograd import Op
-from convgrad.backend import lib_of
+from convgrad.backend import lib_of, of
 from convgrad.tensor import Tensor
 
-__all__ = ["linear", "matmul"]
+__all__ = ["linear", "matmul", "one_hot"]
 
 Array = Any
 
@@ -67,3 +67,24 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     TypeError for dtypes that differ.
     """
     return MatMul.apply((a, b))
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Classes (...) as int64 vectors (..., num_classes): 1 at the class, 0 elsewhere.
+
+    num_classes: one more than the largest class if left out. TypeError unless the classes are
+    integers, ValueError where one is negative or not below num_classes.
+    """
+    classes = tensor.array
+    if classes.dtype.kind not in "iu":
+        raise TypeError(f"[one_hot] The classes must be integers. Got {classes.dtype}.")
+    low, high = (int(classes.min()), int(classes.max())) if classes.size else (0, -1)
+    if num_classes == -1 and classes.size:
+        num_classes = high + 1
+    if low < 0 or num_classes < 1 or high >= num_classes:
+        raise ValueError(
+            f"[one_hot] The classes must be from 0 to num_classes - 1, num_classes positive. Got "
+            f"classes from {low} to {high}, num_classes {num_classes}."
+        )
+    xp = of(classes).xp
+    return Tensor((classes[..., None] == xp.arange(num_classes)).astype(xp.int64))
