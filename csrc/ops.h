@@ -244,6 +244,11 @@ struct Ops {
   void (*maxout_backward)(const Exec&, int64_t n, int64_t k, const T* x, const T* dy, T* dx);
 
   // ---- softmax ----
+  // y = e^x / sum of e^x, or its logarithm, along the middle axis of x (outer, n, inner).
+  void (*softmax_forward)(const Exec&, bool log, int64_t outer, int64_t n, int64_t inner,
+                          const T* x, T* y);
+  void (*softmax_backward)(const Exec&, bool log, int64_t outer, int64_t n, int64_t inner,
+                           const T* y, const T* dy, T* dx);
 
   // ---- loss ----
   // Per row -sum over c of q[c] log softmax(x)[c], q = weight * smoothed target. The target is
@@ -326,6 +331,13 @@ struct Ops {
   void (*resample)(const Exec&, const ResampleShape&, const AxisMap<T> map[3], const T* x, T* y);
 
   // ---- random: dropout ----
+  // y (n, pixels, c) = x m, where m (n, c) is 0 with probability p and else 1 / (1 - p): element i of
+  // m is 0 if word i % 4 of the Philox4x32-10 block with counter state[1] + i / 4 and key state[0] is
+  // below p 2^32. The backward pass is the same on dy. state: seed, offset.
+  void (*dropout)(const Exec&, int64_t n, int64_t pixels, int64_t c, double p,
+                  const uint64_t* state, const T* x, T* y);
+  // words[0 .. 4 blocks): Philox blocks themselves. state: key, counter's lower and upper half.
+  void (*random_words)(const Exec&, int64_t blocks, const uint64_t* state, uint32_t* words);
 
   // ---- optim ----
   // hyper: lr, momentum, dampening, weight_decay. d = g + weight_decay p; with momentum kept[0] =

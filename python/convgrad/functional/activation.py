@@ -9,16 +9,43 @@ from convgrad.backend import lib_of
 from convgrad.tensor import Tensor
 
 __all__ = [
-    "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "maxout",
-    "mish", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh",
+    "elu",
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "logsigmoid",
+    "maxout",
+    "mish",
+    "prelu",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
 ]
 
 Array = Any
 
 # Functions whose derivative follows from their output: that is what the next layer keeps anyway.
 _FROM_OUTPUT = frozenset(
-    {"elu", "exp", "expm1", "hardtanh", "reciprocal", "relu", "rsqrt", "selu", "sigmoid", "sqrt",
-     "tanh"}
+    {
+        "elu",
+        "exp",
+        "expm1",
+        "hardtanh",
+        "reciprocal",
+        "relu",
+        "rsqrt",
+        "selu",
+        "sigmoid",
+        "sqrt",
+        "tanh",
+    }
 )
 
 
