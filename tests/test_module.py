@@ -344,5 +344,7 @@ def test_errors_in_words():
         nn.Conv3d(1, 1, 3, stride=2, padding="same")
     with pytest.raises(ValueError, match=r"an int or 2 of them. Got \(3, 3, 3\)"):
         nn.Conv2d(1, 1, (3, 3, 3))
-    with pytest.raises(TypeError, match="Only float32 and float64 arrays can require gradients. Got int64"):
+    with pytest.raises(
+        TypeError, match="Only float32 and float64 arrays can require gradients. Got int64"
+    ):
         nn.Linear(1, 1, dtype=np.int64)

@@ -42,6 +42,7 @@ for d, shape in BY_RANK.items():
         ("BatchNorm{}d", ((4,), dict(affine=False, track_running_stats=False))),
         ("InstanceNorm{}d", ((4,), {})),
         ("InstanceNorm{}d", ((4, 1e-3, 0.2, True, True), {})),
+        ("Dropout{}d", ((0.0,), {})),
         ("ConstantPad{}d", ((1, 2.5), {})),
         ("ZeroPad{}d", ((2,), {})),
         ("ReflectionPad{}d", ((tuple(range(2 * d)) if d < 3 else 2,), {})),
@@ -61,7 +62,7 @@ for name, arguments in [
     ("GELU", ()), ("GELU", ("tanh",)), ("Softplus", ()), ("Softplus", (2.0, 1.0)),
     ("Hardtanh", ()), ("Hardtanh", (-0.5, 0.2)), ("Sigmoid", ()), ("Tanh", ()),
     ("LogSigmoid", ()), ("Softsign", ()), ("Mish", ()), ("Hardsigmoid", ()), ("Hardswish", ()),
-    ("Identity", (1, 2)),
+    ("Softmax", (1,)), ("LogSoftmax", (-1,)), ("Dropout", (0.0,)), ("Identity", (1, 2)),
     ("Flatten", ()), ("Flatten", (0, 2)), ("GroupNorm", (2, 4)), ("GroupNorm", (4, 4, 1e-2, False)),
     ("LayerNorm", (7,)), ("LayerNorm", ((8, 7), 1e-3)), ("LayerNorm", (7, 1e-5, False)),
     ("Linear", (7, 3)), ("Linear", (7, 3, False)), ("Unflatten", (1, (2, -1))),
@@ -252,6 +253,18 @@ def test_every_layer_is_covered():
     assert layers == covered | elsewhere
 
 
+def test_dropout_follows_training_mode():
+    x = cg.tensor(np.ones((4, 8, 10, 10), np.float32))
+    for layer, whole in ((nn.Dropout(0.5), False), (nn.Dropout2d(0.5), True)):
+        y = layer(x).array
+        assert set(np.unique(y)) == {0.0, 2.0}
+        per_channel = y.reshape(32, 100)
+        assert (per_channel.min(1) == per_channel.max(1)).all() == whole
+        np.testing.assert_array_equal(layer.eval()(x).array, x.array)
+    with pytest.raises(ValueError, match=r"\[Dropout1d\] p must be from 0 to 1. Got 1.5"):
+        nn.Dropout1d(1.5)
+
+
 @pytest.mark.quick
 def test_errors_in_words():
     x = cg.tensor(np.zeros((2, 4, 5), np.float32))
@@ -261,6 +274,8 @@ def test_errors_in_words():
         nn.GroupNorm(3, 4)
     with pytest.raises(ValueError, match="'mean', 'sum' or 'none'. Got 'average'"):
         nn.MSELoss(reduction="average")
+    with pytest.raises(ValueError, match="dim must be given"):
+        nn.Softmax()
     with pytest.raises(ValueError, match="min_val must be below max_val. Got 1 and 1"):
         nn.Hardtanh(1, 1)
     with pytest.raises(ValueError, match=r"multiply to axis 1, 4. Got \(3, -1\)"):

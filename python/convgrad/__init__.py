@@ -11,6 +11,7 @@ from convgrad.functional.activation import prelu, relu, selu, sigmoid, tanh
 from convgrad.functional.linear import *
 from convgrad.functional.math import *
 from convgrad.functional.shape import *
+from convgrad.functional.softmax import *
 from convgrad.random import Generator, default_generator, initial_seed, manual_seed
 from convgrad.summary import summary
 from convgrad.tensor import Tensor, tensor

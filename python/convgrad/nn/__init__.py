@@ -5,6 +5,7 @@ from convgrad.nn import utils as utils
 from convgrad.nn.activation import *
 from convgrad.nn.container import *
 from convgrad.nn.conv import *
+from convgrad.nn.dropout import *
 from convgrad.nn.linear import *
 from convgrad.nn.local import *
 from convgrad.nn.loss import *

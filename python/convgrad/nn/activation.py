@@ -19,6 +19,7 @@ __all__ = [
     "Hardtanh",
     "LeakyReLU",
     "LogSigmoid",
+    "LogSoftmax",
     "Maxout",
     "Mish",
     "PReLU",
@@ -26,6 +27,7 @@ __all__ = [
     "ReLU6",
     "SiLU",
     "Sigmoid",
+    "Softmax",
     "Softplus",
     "Softsign",
     "Tanh",
@@ -225,6 +227,31 @@ class Softsign(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.softsign(input)
+
+
+class _Softmax(Module):
+    def __init__(self, dim: int | None = None) -> None:
+        super().__init__()
+        if dim is None:
+            raise ValueError(f"[{type(self).__name__}] dim must be given: which axis sums to 1.")
+        self.dim = dim
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class Softmax(_Softmax):
+    """exp(x) / sum of exp(x) over ``dim``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softmax(input, self.dim)
+
+
+class LogSoftmax(_Softmax):
+    """The logarithm of :class:`Softmax`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.log_softmax(input, self.dim)
 
 
 class Maxout(Module):
