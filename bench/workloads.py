@@ -24,6 +24,7 @@ class Workload:
     classes: int
     dense: bool = False  # a class per pixel instead of one per sample
     lr: float = 0.01
+    seed: int = 0  # one for which no pre-activation is so near 0 that float32's error flips its ReLU
     signal: float = 2.0  # size of the class's pattern beside the noise's 1
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +32,7 @@ class Workload:
 
         So a few steps show whether a network learns.
         """
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(self.seed)
         x = rng.standard_normal(self.input_shape).astype(np.float32)
         if self.dense:
             # By a pixel's value; most are background, as in an image to segment.
@@ -142,11 +143,11 @@ def unet(dim: int, base: int) -> Callable[[Any, Any], Any]:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("conv1d-150", conv1d_150, (128, 1, 150), 5, lr=0.05),
+        Workload("conv1d-150", conv1d_150, (128, 1, 150), 5, lr=0.05, seed=1),
         Workload("mlp", mlp, (64, 1, 28, 28), 10),
         Workload("lenet", lenet, (64, 1, 28, 28), 10, lr=0.1),
-        Workload("vgg-cifar", vgg_cifar, (64, 3, 32, 32), 10, lr=0.05, signal=8.0),
-        Workload("resnet20", resnet20, (64, 3, 32, 32), 10, lr=0.05),
+        Workload("vgg-cifar", vgg_cifar, (64, 3, 32, 32), 10, lr=0.03, seed=3, signal=8.0),
+        Workload("resnet20", resnet20, (64, 3, 32, 32), 10, lr=0.02, seed=2),
         Workload("unet2d", unet(2, 16), (4, 1, 128, 128), 4, dense=True, lr=0.2),
         Workload("unet3d", unet(3, 8), (1, 1, 48, 48, 48), 4, dense=True, lr=0.2),
     )
