@@ -2,8 +2,9 @@
 
 A race counts only if both sides compute the same: from equal weights every parameter gradient of
 step 1 agrees to 1e-3 in relative norm, every parameter and buffer after 10 steps too (see check),
-and the loss has fallen by 10 %. Steps are then timed in turn, one block of each side after the other, and the
-medians compared; PyTorch runs in its default and its channels_last layout and the better counts.
+and the loss has fallen by 10 %. Steps are then timed in turn, one block of each side after the
+other, and the medians compared; PyTorch runs in its default and its channels_last layout and the
+better counts.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Workload:
     classes: int
     dense: bool = False  # a class per pixel instead of one per sample
     lr: float = 0.01
-    seed: int = 0  # one for which no pre-activation is so near 0 that float32's error flips its ReLU
+    seed: int = 0  # one for which float32's error flips no ReLU on either side
     signal: float = 2.0  # size of the class's pattern beside the noise's 1
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:

@@ -331,9 +331,9 @@ struct Ops {
   void (*resample)(const Exec&, const ResampleShape&, const AxisMap<T> map[3], const T* x, T* y);
 
   // ---- random: dropout ----
-  // y (n, pixels, c) = x m, where m (n, c) is 0 with probability p and else 1 / (1 - p): element i of
-  // m is 0 if word i % 4 of the Philox4x32-10 block with counter state[1] + i / 4 and key state[0] is
-  // below p 2^32. The backward pass is the same on dy. state: seed, offset.
+  // y (n, pixels, c) = x m, where m (n, c) is 0 with probability p and else 1 / (1 - p): element i
+  // of m is 0 if word i % 4 of the Philox4x32-10 block with counter state[1] + i / 4 and key
+  // state[0] is below p 2^32. The backward pass is the same on dy. state: seed, offset.
   void (*dropout)(const Exec&, int64_t n, int64_t pixels, int64_t c, double p,
                   const uint64_t* state, const T* x, T* y);
   // words[0 .. 4 blocks): Philox blocks themselves. state: key, counter's lower and upper half.

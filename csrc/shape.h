@@ -39,8 +39,8 @@ struct ConvShape {
   constexpr int64_t macs() const { return y_size() * taps() * group_in_c(); }
 };
 
-// x (n, in, c) -> y (n, out, c), channels-last. Windows may hang over the edge (pad, ceil_mode), but
-// each has a tap inside.
+// x (n, in, c) -> y (n, out, c), channels-last. Windows may hang over the edge (pad, ceil_mode),
+// but each has a tap inside.
 struct PoolShape {
   int64_t n, c;
   int64_t in[3], ker[3], out[3], stride[3], pad[3], dil[3];

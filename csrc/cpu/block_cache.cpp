@@ -38,7 +38,8 @@ void poison_block(Header* header, int64_t used) noexcept {
   header->used = used;
   std::memset(header->guard, kGuardByte, sizeof(header->guard));
   std::memset(block, 0xff, static_cast<size_t>(used));
-  std::memset(block + used, kGuardByte, static_cast<size_t>(std::min(header->bytes - used, kMaxGuard)));
+  std::memset(block + used, kGuardByte,
+              static_cast<size_t>(std::min(header->bytes - used, kMaxGuard)));
 }
 
 bool guards_intact(const Header* header) noexcept {
@@ -114,7 +115,6 @@ class BlockCache {
     std::lock_guard<std::mutex> lock(mutex_);
     return stats_;
   }
-
 
  private:
   static Header* header_of(void* block) {

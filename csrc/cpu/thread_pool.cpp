@@ -53,8 +53,10 @@ class ThreadPool {
     }
     work(static_cast<uint32_t>(job), 0);
     for (int spin = 0; done_.load(std::memory_order_acquire) < items; ++spin) {
-      if (spin < kSpins) pause();
-      else std::this_thread::yield();
+      if (spin < kSpins)
+        pause();
+      else
+        std::this_thread::yield();
     }
   }
 

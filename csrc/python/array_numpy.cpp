@@ -17,26 +17,45 @@ std::atomic<int> threads{0};  // 0: not asked for yet
 bool dtype_from_numpy(int num, DType* dtype) {
   using api = py::detail::npy_api;
   switch (num) {
-    case api::NPY_FLOAT_: *dtype = DType::kFloat32; return true;
-    case api::NPY_DOUBLE_: *dtype = DType::kFloat64; return true;
+    case api::NPY_FLOAT_:
+      *dtype = DType::kFloat32;
+      return true;
+    case api::NPY_DOUBLE_:
+      *dtype = DType::kFloat64;
+      return true;
     case api::NPY_LONG_:
-    case api::NPY_LONGLONG_: *dtype = DType::kInt64; return sizeof(long) == 8 || num == api::NPY_LONGLONG_;
-    case api::NPY_INT_: *dtype = DType::kInt32; return true;
-    case api::NPY_UBYTE_: *dtype = DType::kUInt8; return true;
-    case api::NPY_BOOL_: *dtype = DType::kBool; return true;
-    default: return false;
+    case api::NPY_LONGLONG_:
+      *dtype = DType::kInt64;
+      return sizeof(long) == 8 || num == api::NPY_LONGLONG_;
+    case api::NPY_INT_:
+      *dtype = DType::kInt32;
+      return true;
+    case api::NPY_UBYTE_:
+      *dtype = DType::kUInt8;
+      return true;
+    case api::NPY_BOOL_:
+      *dtype = DType::kBool;
+      return true;
+    default:
+      return false;
   }
 }
 
 int numpy_num(DType dtype) {
   using api = py::detail::npy_api;
   switch (dtype) {
-    case DType::kFloat32: return api::NPY_FLOAT_;
-    case DType::kFloat64: return api::NPY_DOUBLE_;
-    case DType::kInt64: return sizeof(long) == 8 ? api::NPY_LONG_ : api::NPY_LONGLONG_;
-    case DType::kInt32: return api::NPY_INT_;
-    case DType::kUInt8: return api::NPY_UBYTE_;
-    case DType::kBool: return api::NPY_BOOL_;
+    case DType::kFloat32:
+      return api::NPY_FLOAT_;
+    case DType::kFloat64:
+      return api::NPY_DOUBLE_;
+    case DType::kInt64:
+      return sizeof(long) == 8 ? api::NPY_LONG_ : api::NPY_LONGLONG_;
+    case DType::kInt32:
+      return api::NPY_INT_;
+    case DType::kUInt8:
+      return api::NPY_UBYTE_;
+    case DType::kBool:
+      return api::NPY_BOOL_;
   }
   return -1;
 }

@@ -22,9 +22,7 @@ inline void parallel_for(const Exec& exec, int64_t items, int64_t work, const Bo
   }
   run_items(
       exec.threads, items,
-      [](void* arg, int64_t item, int thread) {
-        (*static_cast<const Body*>(arg))(item, thread);
-      },
+      [](void* arg, int64_t item, int thread) { (*static_cast<const Body*>(arg))(item, thread); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

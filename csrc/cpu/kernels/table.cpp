@@ -1,7 +1,7 @@
 // Fills the table of the instruction set this file is compiled for.
 #include "ops.h"
 
-#define CONVGRAD_ADD(stem)           \
+#define CONVGRAD_ADD(stem)            \
   void add_##stem(Ops<float>& table); \
   void add_##stem(Ops<double>& table)
 
