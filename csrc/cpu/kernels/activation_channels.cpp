@@ -23,26 +23,20 @@ inline void for_vectors(int64_t rows, int64_t c, const Body& body, const Rest& r
 }
 
 template <class T>
-inline Vec<T> prelu(Vec<T> x, Vec<T> a) {
-  return x > T(0) ? x : a * x;
-}
-
-template <class T>
 void prelu_forward(const Exec& exec, int64_t rows, int64_t c, const T* x, const T* a, T* y) {
   const int64_t block = rows_per_block(c);
-  const auto slopes = [=](int64_t col, int64_t n) {
-    return c == 1 ? broadcast(a[0]) : n == kLanes<T> ? load(a + col) : load_first(a + col, n);
-  };
   parallel_for(exec, ceil_div(rows, block), rows * c, [&](int64_t item, int) {
     const T* in = x + item * block * c;
     T* out = y + item * block * c;
     for_vectors<T>(
         min_of(block, rows - item * block), c,
         [&](int64_t i, int64_t col) {
-          store(out + i, prelu<T>(load(in + i), slopes(col, kLanes<T>)));
+          const Vec<T> v = load(in + i);
+          store(out + i, v > T(0) ? v : (c == 1 ? broadcast(a[0]) : load(a + col)) * v);
         },
         [&](int64_t i, int64_t col, int64_t n) {
-          store_first(out + i, prelu<T>(load_first(in + i, n), slopes(col, n)), n);
+          for (int64_t j = 0; j < n; ++j)
+            out[i + j] = in[i + j] > T(0) ? in[i + j] : a[c == 1 ? 0 : col + j] * in[i + j];
         });
   });
 }
@@ -52,16 +46,36 @@ int64_t prelu_backward_workspace(int64_t rows, int64_t c, int) {
   return ceil_div(rows, rows_per_block(c)) * c * static_cast<int64_t>(sizeof(T));
 }
 
+template <class T>
+inline Vec<T> slope_term(Vec<T> x, Vec<T> dy) {
+  return x > T(0) ? Vec<T>{} : dy * x;
+}
+
 // dx of one block, and da (c) = its column sums of dy min(0, x).
 template <class T>
 void prelu_backward_block(int64_t rows, int64_t c, const T* x, const T* a, const T* dy, T* dx,
                           T* da) {
+  const bool shared = c == 1;
+  Vec<T> sum = {};  // of the only column
   for (int64_t col = 0; col < c; ++col) da[col] = 0;
-  for (int64_t i = 0, col = 0; i < rows * c; ++i) {
-    dx[i] = x[i] > T(0) ? dy[i] : a[col] * dy[i];
-    da[col] += x[i] > T(0) ? T(0) : dy[i] * x[i];
-    col = col + 1 == c ? 0 : col + 1;
-  }
+  for_vectors<T>(
+      rows, c,
+      [&](int64_t i, int64_t col) {
+        const Vec<T> v = load(x + i), g = load(dy + i), term = slope_term<T>(v, g);
+        store(dx + i, v > T(0) ? g : (shared ? broadcast(a[0]) : load(a + col)) * g);
+        if (shared)
+          sum += term;
+        else
+          store(da + col, load(da + col) + term);
+      },
+      [&](int64_t i, int64_t col, int64_t n) {
+        for (int64_t j = 0; j < n; ++j) {
+          const int64_t k = shared ? 0 : col + j;
+          dx[i + j] = x[i + j] > T(0) ? dy[i + j] : a[k] * dy[i + j];
+          da[k] += x[i + j] > T(0) ? T(0) : dy[i + j] * x[i + j];
+        }
+      });
+  for (int lane = 0; lane < kLanes<T>; ++lane) da[0] += shared ? sum[lane] : T(0);
 }
 
 template <class T>
@@ -84,34 +98,52 @@ void prelu_backward(const Exec& exec, int64_t rows, int64_t c, const T* x, const
 
 // ---- maxout ----
 
-// Where the largest of x[0 .. k) lies: the first NaN, or else the first of the largest.
-template <class T>
-inline int64_t first_largest(const T* x, int64_t k) {
-  int64_t best = 0;
-  for (int64_t j = 1; j < k; ++j)
-    if (!(x[j] <= x[best]) && x[best] == x[best]) best = j;
-  return best;
+// Where the largest of x[0 .. k) lies: the first NaN, or else the first of the largest. K = k where
+// it is known to the compiler, else 0. Without branches: which is the largest cannot be foreseen.
+template <class T, int K>
+inline int64_t first_largest(const T* x, int64_t k, T* largest) {
+  T best = x[0];
+  int64_t at = 0;
+  for (int64_t j = 1; j < (K ? K : k); ++j) {
+    const bool more = !(x[j] <= best) & (best == best);
+    best = more ? x[j] : best;
+    at = more ? j : at;
+  }
+  *largest = best;
+  return at;
 }
 
-template <class T>
+template <class T, int K>
 void maxout_forward(const Exec& exec, int64_t n, int64_t k, const T* x, T* y) {
   const int64_t grain = max_of(1, kGrain / k);
   parallel_for(exec, ceil_div(n, grain), n * k, [&](int64_t item, int) {
     const int64_t end = min_of(n, (item + 1) * grain);
-    for (int64_t i = item * grain; i < end; ++i) y[i] = x[i * k + first_largest(x + i * k, k)];
+    for (int64_t i = item * grain; i < end; ++i) first_largest<T, K>(x + i * k, k, y + i);
   });
 }
 
-template <class T>
+template <class T, int K>
 void maxout_backward(const Exec& exec, int64_t n, int64_t k, const T* x, const T* dy, T* dx) {
   const int64_t grain = max_of(1, kGrain / k);
   parallel_for(exec, ceil_div(n, grain), n * k, [&](int64_t item, int) {
     const int64_t end = min_of(n, (item + 1) * grain);
     for (int64_t i = item * grain; i < end; ++i) {
-      const int64_t best = first_largest(x + i * k, k);
-      for (int64_t j = 0; j < k; ++j) dx[i * k + j] = j == best ? dy[i] : T(0);
+      T largest;
+      const int64_t at = first_largest<T, K>(x + i * k, k, &largest);
+      for (int64_t j = 0; j < (K ? K : k); ++j) dx[i * k + j] = j == at ? dy[i] : T(0);
     }
   });
+}
+
+template <class T>
+void maxout_forward_any(const Exec& exec, int64_t n, int64_t k, const T* x, T* y) {
+  if (k == 2) return maxout_forward<T, 2>(exec, n, k, x, y);
+  maxout_forward<T, 0>(exec, n, k, x, y);
+}
+template <class T>
+void maxout_backward_any(const Exec& exec, int64_t n, int64_t k, const T* x, const T* dy, T* dx) {
+  if (k == 2) return maxout_backward<T, 2>(exec, n, k, x, dy, dx);
+  maxout_backward<T, 0>(exec, n, k, x, dy, dx);
 }
 
 template <class T>
@@ -119,8 +151,8 @@ void add(Ops<T>& table) {
   table.prelu_forward = prelu_forward<T>;
   table.prelu_backward_workspace = prelu_backward_workspace<T>;
   table.prelu_backward = prelu_backward<T>;
-  table.maxout_forward = maxout_forward<T>;
-  table.maxout_backward = maxout_backward<T>;
+  table.maxout_forward = maxout_forward_any<T>;
+  table.maxout_backward = maxout_backward_any<T>;
 }
 
 }  // namespace

@@ -127,15 +127,56 @@ void backward_columns(bool log, int64_t n, int64_t inner, int64_t lanes, const T
   }
 }
 
-// row(offset) for each row, or columns(offset, lanes) for each few columns, in threads.
-template <class T, class Row, class Columns>
+// ---- short rows: as many together as there are lanes, transposed ----
+
+constexpr int64_t kShort = 32;
+template <class T>
+using Tile = T[kShort * kLanes<T>];
+
+// tile (n, lanes) = the transpose of x (rows, n), rows <= lanes; the other lanes are 0.
+template <class T>
+inline void transpose_in(int64_t rows, int64_t n, const T* x, Tile<T>& tile) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t row = 0; row < kLanes<T>; ++row)
+      tile[i * kLanes<T> + row] = row < rows ? x[row * n + i] : T(0);
+}
+template <class T>
+inline void transpose_out(int64_t rows, int64_t n, const Tile<T>& tile, T* y) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < n; ++i) y[row * n + i] = tile[i * kLanes<T> + row];
+}
+
+template <class T>
+void forward_short(bool log, int64_t rows, int64_t n, const T* x, T* y) {
+  Tile<T> in = {}, out;
+  transpose_in(rows, n, x, in);
+  forward_columns<T>(log, n, kLanes<T>, kLanes<T>, in, out);
+  transpose_out(rows, n, out, y);
+}
+template <class T>
+void backward_short(bool log, int64_t rows, int64_t n, const T* y, const T* dy, T* dx) {
+  Tile<T> in = {}, gradient = {}, out;
+  transpose_in(rows, n, y, in);
+  transpose_in(rows, n, dy, gradient);
+  backward_columns<T>(log, n, kLanes<T>, kLanes<T>, in, gradient, out);
+  transpose_out(rows, n, out, dx);
+}
+
+// row(offset) for each row, few(offset, rows) for each few short ones, or columns(offset, lanes)
+// for each few columns, in threads.
+template <class T, class Row, class Few, class Columns>
 void for_axis(const Exec& exec, int64_t outer, int64_t n, int64_t inner, const Row& row,
-              const Columns& columns) {
+              const Few& few, const Columns& columns) {
   constexpr int64_t kWork = 16;  // of an element, for parallel_for
   if (inner == 1) {
-    const int64_t rows = max_of(1, 4096 / n);  // per item
+    const int64_t rows = ceil_div(4096, n * kLanes<T>) * kLanes<T>;  // per item
     parallel_for(exec, ceil_div(outer, rows), outer * n * kWork, [&](int64_t item, int) {
-      for (int64_t i = item * rows; i < min_of(outer, (item + 1) * rows); ++i) row(i * n);
+      const int64_t end = min_of(outer, (item + 1) * rows), step = n <= kShort ? kLanes<T> : 1;
+      for (int64_t i = item * rows; i < end; i += step)
+        if (step > 1)
+          few(i * n, min_of(step, end - i));
+        else
+          row(i * n);
     });
     return;
   }
@@ -152,6 +193,7 @@ void softmax_forward(const Exec& exec, bool log, int64_t outer, int64_t n, int64
   if (outer * n * inner == 0) return;
   for_axis<T>(
       exec, outer, n, inner, [=](int64_t at) { forward_row(log, n, x + at, y + at); },
+      [=](int64_t at, int64_t rows) { forward_short(log, rows, n, x + at, y + at); },
       [=](int64_t at, int64_t lanes) { forward_columns(log, n, inner, lanes, x + at, y + at); });
 }
 
@@ -161,6 +203,7 @@ void softmax_backward(const Exec& exec, bool log, int64_t outer, int64_t n, int6
   if (outer * n * inner == 0) return;
   for_axis<T>(
       exec, outer, n, inner, [=](int64_t at) { backward_row(log, n, y + at, dy + at, dx + at); },
+      [=](int64_t at, int64_t rows) { backward_short(log, rows, n, y + at, dy + at, dx + at); },
       [=](int64_t at, int64_t lanes) {
         backward_columns(log, n, inner, lanes, y + at, dy + at, dx + at);
       });

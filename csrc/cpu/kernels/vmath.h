@@ -140,8 +140,8 @@ inline F32 vtanh(F32 x) {
 // P(X > a) e^(a^2 / 2) for X ~ N(0, 1), 0 <= a <= 14.6; with e^(-a^2 / 2) it gives the normal
 // distribution's tail, where that is not zero, without cancellation.
 inline F32 normal_tail_scaled(F32 a) {
-  const F32 s = 1.0f / (1.0f + 0.25f * a);
-  const F32 v = (0.390625f - 0.15234375f * a) * s;  // s - 39/64 without its rounding error
+  const F32 d = 1.0f + 0.25f * a;
+  const F32 v = (0.390625f - 0.15234375f * a) / d;  // 1 / d - 39/64 without its rounding error
   F32 p = 1.69514362e-2f * v + 2.81023886e-2f;
   p = p * v - 3.29376608e-2f;
   p = p * v - 8.89612362e-2f;
@@ -151,7 +151,7 @@ inline F32 normal_tail_scaled(F32 a) {
   p = p * v + 0.527536631f;
   p = p * v + 0.403324425f;
   p = p * v + 0.227220431f;
-  return s * p;
+  return p / d;
 }
 // e^(-a^2 / 2), and P(X > a) given it, for X ~ N(0, 1) and a >= 0.
 inline F32 bell(F32 a) { return exp_minus_square(a > 15.0f ? broadcast(15.0f) : a, 0.5f); }
