@@ -280,7 +280,7 @@ def test_errors():
         F.instance_norm(cg.tensor(np.zeros((2, 6, 1), np.float32)))
     with pytest.raises(ValueError, match=r"num_groups must divide .* 6. Got 4"):
         F.group_norm(x, 4)
-    with pytest.raises(ValueError, match=r"num_groups must be >= 1. Got 0"):
+    with pytest.raises(ValueError, match=r"num_groups must be an int >= 1. Got 0"):
         F.group_norm(x, 0)
     with pytest.raises(ValueError, match=r"at least 2 axes, .* \(5,\)"):
         F.batch_norm(one, None, None, training=True)

@@ -340,6 +340,41 @@ def test_plateau_parity(torch, mode, threshold_mode):
         assert a.get_last_lr() == pytest.approx([g["lr"] for g in theirs.param_groups])
 
 
+PAIRS = {
+    "warm-up and decay": lambda m, o: (m.LinearLR(o, 0.1, total_iters=4), m.ExponentialLR(o, 0.9)),
+    "two steps": lambda m, o: (m.StepLR(o, 1, 0.9), m.StepLR(o, 3, 0.1)),
+    "cosine and milestones": lambda m, o: (
+        m.CosineAnnealingLR(o, 12, eta_min=0.01),
+        m.MultiStepLR(o, [3, 5], 0.5),
+    ),
+    "polynomial and constant": lambda m, o: (m.PolynomialLR(o, 20, 2.0), m.ConstantLR(o, 0.5, 3)),
+    "exponential alone": lambda m, o: (m.ExponentialLR(o, 0.9),),
+    "lambda sets its own": lambda m, o: (m.LambdaLR(o, lambda e: 0.8**e), m.StepLR(o, 2, 0.5)),
+}
+
+
+@pytest.mark.parametrize("changed_at", [None, 4])
+@pytest.mark.parametrize("name", PAIRS)
+def test_schedules_compound_and_respect_a_change_as_pytorch(torch, name, changed_at):
+    def rates(make, library, tensor):
+        optimizer = library.SGD([{"params": [tensor]}], lr=0.5)
+        schedules = make(library.lr_scheduler, optimizer)
+        found = []
+        for epoch in range(8):
+            found.append(optimizer.param_groups[0]["lr"])
+            if epoch == changed_at:
+                optimizer.param_groups[0]["lr"] = 0.3
+            tensor.sum().backward()
+            optimizer.step()
+            for schedule in schedules:
+                schedule.step()
+        return found
+
+    ours = rates(PAIRS[name], optim, cg.ones(1, requires_grad=True))
+    theirs = rates(PAIRS[name], torch.optim, torch.ones(1, requires_grad=True))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
 def test_schedules_resume():
     for name, options in SCHEDULES.items():
         rule = two_groups(optim, cg.tensor)

@@ -8,6 +8,7 @@ There are no closures and no reference cycles; dropping the last tensor of a gra
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -164,7 +165,13 @@ class Op:
             needs.append(False)
             edges.append(None)
         node.needs = needs
-        out = node.forward(*arrays, *params)
+        try:
+            out = node.forward(*arrays, *params)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            refused = None if cls is _Call else _refused(error, inputs)
+            if refused is None:
+                raise
+            raise refused from error
         if type(out) is tuple:
             outputs = tuple([Tensor(array) for array in out])
             node.outputs = len(out)
@@ -220,6 +227,37 @@ class Op:
     def release(self) -> None:
         """Frees everything the forward pass kept."""
         self.__dict__.clear()
+
+
+def _refused(error: Exception, inputs: Sequence[Any]) -> TypeError | None:
+    """What to raise for an error in an op's forward that is in NumPy's or pybind11's words: the
+    public function's name, and every argument it got. None if the words are the library's own."""
+    text = str(error)
+    if text.startswith("[") and not text.startswith("[convgrad]"):
+        return None
+    kind = type(error)
+    foreign = kind is AttributeError or text.startswith("[convgrad]")
+    foreign |= "incompatible function arguments" in text or "numpy" in kind.__module__
+    known = (Tensor, int, float, np.generic, type(None))
+    if not foreign and all(isinstance(t, known) for t in inputs):
+        return None
+    frame = sys._getframe(2)
+    while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
+        frame = frame.f_back
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    given = ", ".join(f"{n}={describe(frame.f_locals.get(n))}" for n in names)
+    return TypeError(f"[{code.co_name}] An argument is of the wrong type. Got {given}.")
+
+
+def describe(value: Any) -> str:
+    """A value as error messages show it: tensors and arrays by dtype and shape."""
+    if isinstance(value, Tensor):
+        return f"Tensor {value.dtype} {value.shape}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _share_version(source: Tensor, outputs: Sequence[Tensor]) -> None:

@@ -10,7 +10,15 @@ import numpy as np
 
 from convgrad import autograd, backend
 
-__all__ = ["HookHandle", "Tensor", "as_array", "as_tensor", "checked_dtype", "tensor"]
+__all__ = [
+    "HookHandle",
+    "Tensor",
+    "array_of",
+    "as_array",
+    "as_tensor",
+    "checked_dtype",
+    "tensor",
+]
 
 Array = Any
 # Tensor has methods of these names.
@@ -762,6 +770,14 @@ autograd.Tensor = Tensor  # type: ignore[attr-defined]
 def as_array(value: Any) -> Any:
     """A tensor's array; anything else as it is."""
     return value.array if isinstance(value, Tensor) else value
+
+
+def array_of(op: str, value: Any, name: str = "input") -> Any:
+    """A tensor's array; TypeError for anything else."""
+    if isinstance(value, Tensor):
+        return value.array
+    hint = " cg.tensor(array) makes a Tensor." if isinstance(value, np.ndarray) else ""
+    raise TypeError(f"[{op}] {name} must be a Tensor. Got {autograd.describe(value)}.{hint}")
 
 
 def as_operand(value: Any) -> Tensor:

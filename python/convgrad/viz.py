@@ -56,6 +56,7 @@ def learning_curves(
             if points:
                 axes.plot(*zip(*points), label=label, color=colour, marker=".", markersize=4)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = [
     "elu",
@@ -214,8 +216,8 @@ def maxout(input: Tensor, k: int, dim: int = 1) -> Tensor:
 
     (N, C, ...) -> (N, C / k, ...) for dim 1. ValueError if k does not divide that axis.
     """
-    rank = input.array.ndim
-    if rank < 2 or not -rank <= dim < rank:
+    rank = array_of("maxout", input).ndim
+    if not isinstance(dim, (int, np.integer)) or rank < 2 or not -rank <= dim < rank:
         raise ValueError(
             f"[maxout] input must have at least 2 axes, and dim must be one of them. Got shape "
             f"{input.shape} and dim {dim}."

@@ -6,7 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = [
     "conv1d",
@@ -95,7 +95,7 @@ def _conv(
     dilation: Ints,
     groups: int,
 ) -> Tensor:
-    if w.array.ndim != spatial + 2:
+    if array_of(f"conv{spatial}d", w, "weight").ndim != spatial + 2:
         raise ValueError(
             f"[conv{spatial}d] weight must have {spatial + 2} axes, (K, C / groups, ...). Got "
             f"shape {w.shape}."
@@ -165,7 +165,7 @@ def _conv_transpose(
     groups: int,
     dilation: Ints,
 ) -> Tensor:
-    if w.array.ndim != spatial + 2:
+    if array_of(f"conv_transpose{spatial}d", w, "weight").ndim != spatial + 2:
         raise ValueError(
             f"[conv_transpose{spatial}d] weight must have {spatial + 2} axes, (C, K / groups, "
             f"...). Got shape {w.shape}."

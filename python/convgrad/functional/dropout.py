@@ -9,7 +9,7 @@ import numpy as np
 from convgrad import random
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
 
@@ -55,7 +55,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 def _channels(spatial: int, input: Tensor, p: float, training: bool) -> Tensor:
     op = f"dropout{spatial}d"
     _check(op, p)
-    rank = input.array.ndim
+    rank = array_of(op, input).ndim
     if rank not in (spatial + 1, spatial + 2):
         raise ValueError(
             f"[{op}] input must have {spatial + 2} axes, (N, C, ...), or {spatial + 1} without the "

@@ -6,7 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = ["linear", "matmul", "one_hot"]
 
@@ -75,7 +75,7 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     num_classes: one more than the largest class if left out. TypeError unless the classes are
     integers, ValueError where one is negative or not below num_classes.
     """
-    classes = tensor.array
+    classes = array_of("one_hot", tensor, "tensor")
     if classes.dtype.kind not in "iu":
         raise TypeError(f"[one_hot] The classes must be integers. Got {classes.dtype}.")
     low, high = (int(classes.min()), int(classes.max())) if classes.size else (0, -1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = [
     "binary_cross_entropy",
@@ -26,6 +26,13 @@ __all__ = [
 ]
 
 Array = Any
+
+
+def _number(op: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"[{op}] {name} must be a number. Got {value!r}.") from None
 
 
 def _c_order(target: Array) -> Array:
@@ -76,8 +83,9 @@ def cross_entropy(
 
     ValueError for shapes that do not fit and for a class outside [0, C), TypeError for dtypes.
     """
-    args = ignore_index, reduction, float(label_smoothing), False
-    return CrossEntropy.apply((input, target, weight), "cross_entropy", *args)
+    op = "cross_entropy"
+    args = ignore_index, reduction, _number(op, "label_smoothing", label_smoothing), False
+    return CrossEntropy.apply((input, target, weight), op, *args)
 
 
 def nll_loss(
@@ -89,7 +97,7 @@ def nll_loss(
 ) -> Tensor:
     """-weight[t] input[t] per row of log-probabilities; shapes, reductions, errors as
     :func:`cross_entropy` with class targets."""
-    if target.array.dtype.kind == "f":
+    if array_of("nll_loss", target, "target").dtype.kind == "f":
         raise TypeError(f"[nll_loss] target must be int64 classes. Got {target.array.dtype}.")
     args = ignore_index, reduction, 0.0, True
     return CrossEntropy.apply((input, target, weight), "nll_loss", *args)
@@ -131,7 +139,9 @@ class Pointwise(Op):
 def _pointwise(
     op: str, kind: str, input: Tensor, target: Tensor, reduction: str, parameter: float = 0.0
 ) -> Tensor:
-    return Pointwise.apply((input, target, None, None), op, kind, reduction, float(parameter))
+    return Pointwise.apply(
+        (input, target, None, None), op, kind, reduction, _number(op, "margin", parameter)
+    )
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -148,6 +158,7 @@ def smooth_l1_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
     """With d = |input - target|: d^2 / (2 beta) for d < beta, else d - beta / 2."""
+    beta = _number("smooth_l1_loss", "beta", beta)
     if not beta >= 0:
         raise ValueError(f"[smooth_l1_loss] beta must be >= 0. Got {beta}.")
     return _pointwise("smooth_l1_loss", "smooth_l1", input, target, reduction, beta)
@@ -157,6 +168,7 @@ def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
 ) -> Tensor:
     """With d = |input - target|: d^2 / 2 for d < delta, else delta (d - delta / 2)."""
+    delta = _number("huber_loss", "delta", delta)
     if not delta > 0:
         raise ValueError(f"[huber_loss] delta must be > 0. Got {delta}.")
     return _pointwise("huber_loss", "huber", input, target, reduction, delta)
@@ -261,7 +273,9 @@ def margin_ranking_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """max(0, margin - t (x1 - x2)): x1 should rank higher where t is 1, x2 where it is -1."""
-    return MarginRanking.apply((input1, input2, target), reduction, float(margin))
+    return MarginRanking.apply(
+        (input1, input2, target), reduction, _number("margin_ranking_loss", "margin", margin)
+    )
 
 
 # ---- row by row ----
@@ -295,7 +309,9 @@ def multi_margin_loss(
 
     ValueError for shapes that do not fit and for a class outside [0, C).
     """
-    return MultiMargin.apply((input, target, weight), p, float(margin), reduction)
+    return MultiMargin.apply(
+        (input, target, weight), p, _number("multi_margin_loss", "margin", margin), reduction
+    )
 
 
 class Dice(Op):
@@ -324,4 +340,4 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
 
     ValueError for shapes that do not fit and for a class outside [0, C).
     """
-    return Dice.apply((logits, target), float(smooth))
+    return Dice.apply((logits, target), _number("dice_loss", "smooth", smooth))

@@ -164,8 +164,8 @@ def group_norm(
 ) -> Tensor:
     """Normalises each group of C / num_groups channels of each sample of x (N, C, ...) over its
     positions (Wu and He 2018). weight, bias: (C). ValueError for shapes that do not fit."""
-    if num_groups < 1:
-        raise ValueError(f"[group_norm] num_groups must be >= 1. Got {num_groups}.")
+    if isinstance(num_groups, (tuple, list, str)) or num_groups < 1:
+        raise ValueError(f"[group_norm] num_groups must be an int >= 1. Got {num_groups}.")
     return _norm("group_norm", input, weight, bias, None, None, True, num_groups, True, 0.0, eps)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = ["pad"]
 
@@ -55,8 +56,11 @@ def pad(
 
     ValueError for an odd number of entries, more than the mode can pad, or a negative size.
     """
-    entries = tuple(pad)
-    rank = input.array.ndim
+    rank = array_of("pad", input).ndim
+    try:
+        entries = tuple([index(n) for n in pad])
+    except TypeError:
+        raise TypeError(f"[pad] pad must be a tuple of ints. Got {pad!r}.") from None
     if len(entries) % 2 or len(entries) > 2 * rank:
         raise ValueError(
             f"[pad] pad must have a low and a high entry for each of up to {rank} axes of shape "

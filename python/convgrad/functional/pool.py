@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
+
+import numpy as np
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -234,7 +237,13 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Sizes) -> Tensor:
 
 
 def _per_axis(name: str, op: str, value: Ints, spatial: int) -> tuple[int, ...]:
-    entries = (value,) * spatial if isinstance(value, int) else tuple(value)
+    try:
+        values: Any = (value,) if isinstance(value, (int, np.integer)) else value
+        entries = tuple([index(v) for v in values])
+    except TypeError:
+        raise TypeError(
+            f"[{op}] {name} must be an int or a tuple of ints. Got {value!r}."
+        ) from None
     if len(entries) == 1:
         entries *= spatial
     if len(entries) != spatial:
@@ -252,7 +261,7 @@ def _max_unpool(
     output_size: Sequence[int] | None,
 ) -> Tensor:
     op = f"max_unpool{spatial}d"
-    if x.array.ndim not in (spatial + 1, spatial + 2):
+    if array_of(op, x).ndim not in (spatial + 1, spatial + 2):
         raise ValueError(
             f"[{op}] input must have {spatial + 2} axes, (N, C, ...), or {spatial + 1} without "
             f"the batch. Got shape {x.shape}."
@@ -265,8 +274,10 @@ def _max_unpool(
     )
     size = default
     if output_size is not None:
-        size = tuple(output_size)[-spatial:]
+        if not isinstance(output_size, (tuple, list)):
+            raise TypeError(f"[{op}] output_size must be a tuple of ints. Got {output_size!r}.")
         fits = len(output_size) in (spatial, spatial + 1, spatial + 2)
+        size = _per_axis("output_size", op, tuple(output_size[-spatial:]), spatial)
         if not fits or any(abs(n - d) >= s for n, d, s in zip(size, default, steps)):
             raise ValueError(
                 f"[{op}] output_size must differ from {default} by less than the stride {steps}. "

@@ -8,7 +8,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = ["interpolate"]
 
@@ -58,7 +58,7 @@ def interpolate(
     Output o reads position (o + 0.5) / scale - 0.5 of its axis, clamped at 0, or with align_corners
     o (in - 1) / (out - 1); 'nearest' reads floor(o / scale). ValueError for anything else.
     """
-    spatial = input.array.ndim - 2
+    spatial = array_of("interpolate", input).ndim - 2
     if spatial not in (1, 2, 3):
         raise ValueError(
             f"[interpolate] The input must have 3, 4 or 5 axes, (N, C, ...). Got {input.shape}."

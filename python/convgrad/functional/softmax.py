@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, array_of
 
 __all__ = ["log_softmax", "softmax"]
 
@@ -29,13 +31,13 @@ class Softmax(Op):
 
 
 def _softmax(op: str, input: Tensor, dim: int | None, dtype: Any) -> Tensor:
-    rank = max(input.array.ndim, 1)
+    rank = max(array_of(op, input).ndim, 1)
     if dim is None:
         raise ValueError(
             f"[{op}] dim must name the axis that sums to 1; 1 is the channels'. Got None for shape "
             f"{input.shape}."
         )
-    if not -rank <= dim < rank:
+    if not isinstance(dim, (int, np.integer)) or not -rank <= dim < rank:
         raise ValueError(
             f"[{op}] dim must be an axis of the input. Got {dim} for shape {input.shape}."
         )

@@ -1,7 +1,9 @@
 """Learning rates that change from epoch to epoch, as ``torch.optim.lr_scheduler``.
 
 Each schedule is a function of the epoch and the group's first learning rate, so that it does not
-drift with rounding; ReduceLROnPlateau alone looks at a metric.
+drift with rounding. Where something else has changed the rate (another schedule, or you), the
+schedule goes on from there, by the ratio of its rates; LambdaLR alone, as in PyTorch, sets its
+own. ReduceLROnPlateau looks at a metric.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ class LRScheduler:
     epoch. ``last_epoch`` is the number of steps taken; giving it resumes there, from the groups'
     'initial_lr'."""
 
+    # Whether the schedule goes on from a learning rate that it has not set, and the rate that such
+    # a change is measured from.
+    chains = True
+    eta_min = 0.0
+
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         self.optimizer = optimizer
         for i, group in enumerate(optimizer.param_groups):
@@ -45,6 +52,10 @@ class LRScheduler:
                 )
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self.last_epoch = last_epoch
+        self._last_lr = [group["lr"] for group in optimizer.param_groups]
+        if last_epoch == -1 and self.chains:
+            self._last_lr = list(self.base_lrs)
+        self._changed = [False] * len(self.base_lrs)
         self.step()
 
     def rate(self, base_lr: float, epoch: int, group: int) -> float:
@@ -57,7 +68,15 @@ class LRScheduler:
 
     def _set(self) -> None:
         for i, (group, base) in enumerate(zip(self.optimizer.param_groups, self.base_lrs)):
-            group["lr"] = self.rate(base, self.last_epoch, i)
+            # Once changed by others, always: their factor is no longer known.
+            self._changed[i] |= self.chains and group["lr"] != self._last_lr[i]
+            rate = self.rate(base, self.last_epoch, i)
+            if self._changed[i]:
+                before = self.rate(base, self.last_epoch - 1, i) if self.last_epoch else base
+                if before != self.eta_min:
+                    ratio = (rate - self.eta_min) / (before - self.eta_min)
+                    rate = self.eta_min + (group["lr"] - self.eta_min) * ratio
+            group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_last_lr(self) -> list[float]:
@@ -76,6 +95,8 @@ class LRScheduler:
 
 class LambdaLR(LRScheduler):
     """base_lr * lr_lambda(epoch); one function, or one for each group."""
+
+    chains = False
 
     def __init__(
         self,
@@ -224,6 +245,9 @@ class SequentialLR(LRScheduler):
         if any(s.optimizer is not optimizer for s in schedulers):
             raise ValueError("[SequentialLR] The schedulers must be of the optimizer given.")
         self._schedulers, self._milestones = list(schedulers), list(milestones)
+        if last_epoch == -1:  # undo the schedules' first steps
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"]
         super().__init__(optimizer, last_epoch)
 
     def rate(self, base_lr: float, epoch: int, group: int) -> float:
