@@ -8,8 +8,8 @@
 namespace convgrad::cpu {
 namespace {
 
-// One strip of one unit. dy is read in place, or, where the last vector of k would reach beyond the
-// pixel's channels, from a copy with room for whole vectors.
+// One strip of one unit. dy is read in place, or, where the plan says so or the last vector of k
+// would reach beyond the pixel's channels, from a copy with room for whole vectors.
 template <class T>
 struct Strip {
   const ConvShape& s;
@@ -63,7 +63,7 @@ Strip<T> make_strip(const ConvShape& s, const DwPlan& p, int64_t index, int64_t 
   for (int i = 2; i >= 0; --i) strip.dy_step[i] = strip.dy_step[i + 1] * s.out[i];
   strip.dy += strip.first_k;
   for (int i = 0; i < 4; ++i) strip.dy += strip.box.lo[i] * strip.dy_step[i];
-  if (p.kernel != DwKernel::kDepthwise && strip.used % kLanes<T> != 0)
+  if (p.kernel != DwKernel::kDepthwise && (p.pack || strip.used % kLanes<T> != 0))
     pack_strip(strip, dy + s.y_size(), scratch);
   return strip;
 }

@@ -3,9 +3,9 @@
 //   dw[k, tap, c] = sum over images and output pixels o of dy[o, k] x[o * stride - pad + tap * dil,
 //   c]
 //
-// Output pixels are cut into strips of some 512 (a box over n, d, h, w), consecutive strips into
-// chunks; each chunk sums into a dw of its own in the workspace, and the chunks are added in order.
-// Within a strip the sum runs in registers. Strips and chunks follow from the shape alone.
+// Output pixels are cut into strips of some 128 to 512 (a box over n, d, h, w), consecutive strips
+// into chunks; each chunk sums into a dw of its own in the workspace, and the chunks are added in
+// order. Within a strip the sum runs in registers. Strips and chunks follow from the shape alone.
 //
 // Results are cut into units: one group, one block of output channels (`width`, whole vectors) and
 // some taps. A unit's partial sums are a dense matrix, row (tap, c) and column k. A work item is a
@@ -28,6 +28,7 @@ struct DwPlan {
   int64_t groups, in_c, out_c;  // as the kernel sees them: depthwise is one group, C = 1
   int64_t width, blocks;        // output channels per unit (padded), units per group and tap set
   int64_t rows, tap_sets;       // (tap, c) rows per unit; units per group and block
+  bool pack;                    // dy of a strip and block is copied, pixel after pixel
   int64_t box[4], count[4];     // strip sizes and numbers of strips along n, d, h, w
   int64_t strips_per_chunk, chunks, units_per_item;
   int64_t partial, scratch;  // elements of one chunk's sums, of one thread's packed strip
@@ -131,7 +132,12 @@ DwPlan plan_backward_weight(const ConvShape& s) {
   const bool whole_planes = p.kernel == DwKernel::kSlide && p.in_c == 1;
   p.rows = (whole_planes ? s.ker[1] : 1) * s.ker[2] * p.in_c;
   p.tap_sets = s.ker[0] * (whole_planes ? 1 : s.ker[1]);
-  plan_strips(s, 512, p);
+  // In place, a pixel's `width` values share cache lines with channels of other blocks, and where
+  // the distance between pixels is a power of two, lines evict each other: a copy pays once it is
+  // read several times. Strips: what the units of one block read again and again stays in L1.
+  p.pack = p.kernel != DwKernel::kDepthwise && s.out_c * int64_t{sizeof(T)} > 64 &&
+           p.rows * p.tap_sets >= 64;
+  plan_strips(s, p.kernel == DwKernel::kTile ? 128 : p.pack ? 256 : 512, p);
   plan_chunks(s, p);
   return p;
 }
