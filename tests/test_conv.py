@@ -38,6 +38,7 @@ CASES = {
     "lenet-1": ((2, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),
     "lenet-2": ((2, 6, 14, 14), (16, 6, 5, 5), {}),
     "3x3": ((2, 8, 9, 25), (8, 8, 3, 3), {"padding": 1}),
+    "narrow": ((2, 4, 9, 25), (4, 4, 3, 3), {"padding": 1}),
     "3x3-wide-tail": ((1, 5, 7, 13), (37, 5, 3, 3), {"padding": 1}),
     "2x4-even": ((2, 3, 9, 8), (4, 3, 2, 4), {"padding": (1, 2)}),
     "1x1": ((2, 9, 6, 7), (20, 9, 1, 1), {}),
@@ -153,7 +154,7 @@ def test_conv_transpose_is_exact_in_float64(case):
 
 
 @pytest.mark.parametrize("algorithm, case, used, used_backward", [
-    ("auto", "3x3", "slide", "slide"),
+    ("auto", "narrow", "slide", "slide"),
     ("auto", "strided", "tile", "tile"),
     ("auto", "depthwise", "depthwise", "depthwise"),
     ("auto", "many-phases", "tile", "generic"),
@@ -162,7 +163,7 @@ def test_conv_transpose_is_exact_in_float64(case):
     ("tile", "depthwise", "tile", "tile"),
     ("slide", "lenet-2", "slide", "slide"),
     ("slide", "strided", "tile", "tile"),
-    ("depthwise", "3x3", "slide", "slide"),
+    ("depthwise", "narrow", "slide", "slide"),
     ("depthwise", "depthwise-strided", "depthwise", "depthwise"),
 ], indirect=["algorithm"])  # fmt: skip
 def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, case, used, used_backward):

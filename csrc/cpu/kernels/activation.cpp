@@ -17,202 +17,128 @@ struct Costly {
   static constexpr int64_t kWork = 8;
 };
 
-#define CONVGRAD_FUNCTOR(name, cost)                        \
-  template <class T, class V = Vec<T>, class P = Params<T>> \
-  struct name : cost
-#define CONVGRAD_FORWARD static inline V forward([[maybe_unused]] V x, [[maybe_unused]] const P& p)
-#define CONVGRAD_BACKWARD \
-  static inline V backward([[maybe_unused]] V s, V dy, [[maybe_unused]] const P& p)
+// One function as two expressions: the value at x, and dy times the derivative at s.
+#define CONVGRAD_UNARY(name, cost, value, gradient)                              \
+  template <class T>                                                             \
+  struct name : cost {                                                           \
+    using V = Vec<T>;                                                            \
+    using P = Params<T>;                                                         \
+    static V forward(V x, [[maybe_unused]] const P& p) { return value; }         \
+    static V backward([[maybe_unused]] V s, V dy, [[maybe_unused]] const P& p) { \
+      return gradient;                                                           \
+    }                                                                            \
+  }
+
+template <class T>
+Vec<T> between(Vec<T> x, T low, T high) {
+  return x < low ? broadcast(low) : x > high ? broadcast(high) : x;
+}
 
 // ---- piecewise linear. NaN goes through as in PyTorch ----
 
-CONVGRAD_FUNCTOR(Relu, Cheap){CONVGRAD_FORWARD{return x < T(0) ? V{} : x;
-}  // namespace
-CONVGRAD_BACKWARD { return s <= T(0) ? V{} : dy; }
-};  // namespace convgrad::cpu
-CONVGRAD_FUNCTOR(LeakyRelu, Cheap){CONVGRAD_FORWARD{return x > T(0) ? x : p.a * x;
-}
-CONVGRAD_BACKWARD { return s > T(0) ? dy : p.a * dy; }
-}
-;
-CONVGRAD_FUNCTOR(Hardtanh, Cheap){CONVGRAD_FORWARD{return x < p.a   ? broadcast(p.a)
-                                                          : x > p.b ? broadcast(p.b)
-                                                                    : x;
-}
-CONVGRAD_BACKWARD { return (s > p.a) & (s < p.b) ? dy : V{}; }
-}
-;
-CONVGRAD_FUNCTOR(Clamp, Cheap){CONVGRAD_FORWARD{return Hardtanh<T>::forward(x, p);
-}
-CONVGRAD_BACKWARD { return (s < p.a) | (s > p.b) ? V{} : dy; }
-}
-;
-CONVGRAD_FUNCTOR(Hardsigmoid,
-                 Cheap){CONVGRAD_FORWARD{return Hardtanh<T>::forward(x + T(3), {T(0), T(6)}) / T(6);
-}
-CONVGRAD_BACKWARD { return (s > T(-3)) & (s < T(3)) ? dy / T(6) : V{}; }
-}
-;
-CONVGRAD_FUNCTOR(Hardswish, Cheap){
-    CONVGRAD_FORWARD{return x * Hardtanh<T>::forward(x + T(3), {T(0), T(6)}) / T(6);
-}
-CONVGRAD_BACKWARD { return s <= T(-3) ? V{} : s >= T(3) ? dy : dy * (s / T(3) + T(0.5)); }
-}
-;
+CONVGRAD_UNARY(Relu, Cheap, x < T(0) ? V{} : x, s <= T(0) ? V{} : dy);
+CONVGRAD_UNARY(LeakyRelu, Cheap, x > T(0) ? x : p.a * x, s > T(0) ? dy : p.a * dy);
+CONVGRAD_UNARY(Hardtanh, Cheap, between(x, p.a, p.b), (s > p.a) & (s < p.b) ? dy : V{});
+CONVGRAD_UNARY(Clamp, Cheap, between(x, p.a, p.b), (s < p.a) | (s > p.b) ? V{} : dy);
+CONVGRAD_UNARY(Hardsigmoid, Cheap, between<T>(x + T(3), 0, 6) / T(6),
+               (s > T(-3)) & (s < T(3)) ? dy / T(6) : V{});
+CONVGRAD_UNARY(Hardswish, Cheap, between<T>(x + T(3), 0, 6) * x / T(6),
+               s <= T(-3)  ? V{}
+               : s >= T(3) ? dy
+                           : dy * (s / T(3) + T(0.5)));
 
 // ---- exponential ----
 
-CONVGRAD_FUNCTOR(Elu, Costly){CONVGRAD_FORWARD{return x > T(0) ? x : p.a * vexpm1(x);
-}
-CONVGRAD_BACKWARD { return s > T(0) ? dy : dy * (s + p.a); }
-}
-;
-CONVGRAD_FUNCTOR(EluFromInput, Costly){CONVGRAD_FORWARD{return Elu<T>::forward(x, p);
-}
-CONVGRAD_BACKWARD { return s > T(0) ? dy : dy * (p.a * vexp(s)); }
-}
-;
-CONVGRAD_FUNCTOR(Selu, Costly) {
+CONVGRAD_UNARY(Elu, Costly, x > T(0) ? x : p.a * vexpm1(x), s > T(0) ? dy : dy * (s + p.a));
+CONVGRAD_UNARY(EluFromInput, Costly, Elu<T>::forward(x, p), s > T(0) ? dy : dy * (p.a * vexp(s)));
+CONVGRAD_UNARY(Sigmoid, Costly, vsigmoid(x), (T(1) - s) * s * dy);
+CONVGRAD_UNARY(LogSigmoid, Costly, (x < T(0) ? x : V{}) - vlog1p(vexp(-vabs(x))),
+               vsigmoid(-s) * dy);
+CONVGRAD_UNARY(Tanh, Costly, vtanh(x), (T(1) - s * s) * dy);
+CONVGRAD_UNARY(Softplus, Costly, (p.a * x > p.b) ? x : vlog1p(vexp(p.a * x)) / p.a,
+               (p.a * s > p.b) ? dy : dy * vsigmoid(p.a * s));
+
+template <class T>
+struct Selu : Costly {
   static constexpr T kScale = T(1.0507009873554804934193349852946);
-  static constexpr T kAlpha =
-      T(1.6732632423543772848170429916717 * 1.0507009873554804934193349852946);
-  CONVGRAD_FORWARD { return x > T(0) ? kScale * x : kAlpha * vexpm1(x); }
-  CONVGRAD_BACKWARD { return s > T(0) ? kScale * dy : dy * (s + kAlpha); }
+  static constexpr T kAlpha = T(1.6732632423543772848170429916717) * kScale;
+  static Vec<T> forward(Vec<T> x, const Params<T>&) {
+    return x > T(0) ? kScale * x : kAlpha * vexpm1(x);
+  }
+  static Vec<T> backward(Vec<T> y, Vec<T> dy, const Params<T>&) {
+    return y > T(0) ? kScale * dy : dy * (y + kAlpha);
+  }
 };
-CONVGRAD_FUNCTOR(Sigmoid, Costly){CONVGRAD_FORWARD{return vsigmoid(x);
-}
-CONVGRAD_BACKWARD { return dy * ((T(1) - s) * s); }
-}
-;
-CONVGRAD_FUNCTOR(LogSigmoid,
-                 Costly){CONVGRAD_FORWARD{return (x < T(0) ? x : V{}) - vlog1p(vexp(-vabs(x)));
-}
-CONVGRAD_BACKWARD { return dy * vsigmoid(-s); }
-}
-;
-CONVGRAD_FUNCTOR(Tanh, Costly){CONVGRAD_FORWARD{return vtanh(x);
-}
-CONVGRAD_BACKWARD { return dy * (T(1) - s * s); }
-}
-;
-CONVGRAD_FUNCTOR(Silu, Costly){CONVGRAD_FORWARD{return x * vsigmoid(x);
-}
-CONVGRAD_BACKWARD {
-  const V gate = vsigmoid(s);
-  return dy * (gate * (T(1) + s * (T(1) - gate)));
-}
-}
-;
-CONVGRAD_FUNCTOR(Softplus, Costly){CONVGRAD_FORWARD{const V z = p.a * x;
-return z > p.b ? x : vlog1p(vexp(z)) / p.a;
-}
-CONVGRAD_BACKWARD {
-  const V z = p.a * s;
-  return z > p.b ? dy : dy * vsigmoid(z);
-}
-}
-;
-CONVGRAD_FUNCTOR(Mish, Costly){
-    // tanh(log(1 + e)) = (e^2 + 2 e) / (e^2 + 2 e + 2) with e = e^x; 1 in T from x = 20 on.
-    static inline V gate(V x){const V e = vexp(x > T(20) ? broadcast(T(20)) : x),
-                              n = e * (e + T(2));
-return n / (n + T(2));
-}
-CONVGRAD_FORWARD { return x * gate(x); }
-CONVGRAD_BACKWARD {
-  const V t = gate(s);
-  return dy * (t + s * vsigmoid(s) * (T(1) - t * t));
-}
-}
-;
-CONVGRAD_FUNCTOR(Softsign, Cheap){CONVGRAD_FORWARD{return x / (T(1) + vabs(x));
-}
-CONVGRAD_BACKWARD {
-  const V d = T(1) + vabs(s);
-  return dy / (d * d);
-}
-}
-;
-CONVGRAD_FUNCTOR(Gelu,
-                 Costly){// x P(X < x) = max(x, 0) - |x| P(X > |x|): nothing cancels.
-                         CONVGRAD_FORWARD{const V a = vabs(x), below = a * normal_tail(a, bell(a));
-return x > T(40) ? x : (x > T(0) ? x : V{}) - below;
-}
-CONVGRAD_BACKWARD {
-  const V a = vabs(s), e = bell(a), tail = normal_tail(a, e);
-  return dy * ((s >= T(0) ? T(1) - tail : tail) + s * e * T(0.3989422804014327));
-}
-}
-;
-CONVGRAD_FUNCTOR(GeluTanh, Costly){CONVGRAD_FORWARD{return x * gelu_gate(x);
-}
-CONVGRAD_BACKWARD {
-  const V gate = gelu_gate(s);
-  V x = s > T(11) ? broadcast(T(11)) : s;  // beyond, the second term is 0
-  x = x < T(-11) ? broadcast(T(-11)) : x;
-  const V slope = T(2 * kGeluScale) + T(6 * kGeluScale * kGeluCubic) * x * x;
-  return dy * (gate + x * gate * (T(1) - gate) * slope);
-}
-}
-;
+
+template <class T>
+struct Silu : Costly {
+  static Vec<T> forward(Vec<T> x, const Params<T>&) { return x * vsigmoid(x); }
+  static Vec<T> backward(Vec<T> x, Vec<T> dy, const Params<T>&) {
+    const Vec<T> gate = vsigmoid(x);
+    return dy * (gate * (T(1) + x * (T(1) - gate)));
+  }
+};
+
+template <class T>
+struct Mish : Costly {
+  // tanh(log(1 + e)) = (e^2 + 2 e) / (e^2 + 2 e + 2) with e = e^x; 1 in T from x = 20 on.
+  static Vec<T> gate(Vec<T> x) {
+    const Vec<T> e = vexp(x > T(20) ? broadcast(T(20)) : x), n = e * (e + T(2));
+    return n / (n + T(2));
+  }
+  static Vec<T> forward(Vec<T> x, const Params<T>&) { return x * gate(x); }
+  static Vec<T> backward(Vec<T> x, Vec<T> dy, const Params<T>&) {
+    const Vec<T> t = gate(x);
+    return dy * (t + x * vsigmoid(x) * (T(1) - t * t));
+  }
+};
+
+template <class T>
+struct Softsign : Cheap {
+  static Vec<T> forward(Vec<T> x, const Params<T>&) { return x / (T(1) + vabs(x)); }
+  static Vec<T> backward(Vec<T> x, Vec<T> dy, const Params<T>&) {
+    const Vec<T> d = T(1) + vabs(x);
+    return dy / (d * d);
+  }
+};
+
+template <class T>
+struct Gelu : Costly {
+  // x P(X < x) = max(x, 0) - |x| P(X > |x|): nothing cancels.
+  static Vec<T> forward(Vec<T> x, const Params<T>&) {
+    const Vec<T> a = vabs(x);
+    return x > T(40) ? x : (x > T(0) ? x : Vec<T>{}) - a * normal_tail(a, bell(a));
+  }
+  static Vec<T> backward(Vec<T> x, Vec<T> dy, const Params<T>&) {
+    const Vec<T> a = vabs(x), e = bell(a), tail = normal_tail(a, e);
+    return dy * ((x >= T(0) ? T(1) - tail : tail) + x * e * T(0.3989422804014327));
+  }
+};
+
+template <class T>
+struct GeluTanh : Costly {
+  static Vec<T> forward(Vec<T> x, const Params<T>&) { return x * gelu_gate(x); }
+  static Vec<T> backward(Vec<T> s, Vec<T> dy, const Params<T>&) {
+    const Vec<T> gate = gelu_gate(s), x = between<T>(s, -11, 11);  // beyond, the second term is 0
+    const Vec<T> slope = T(2 * kGeluScale) + T(6 * kGeluScale * kGeluCubic) * x * x;
+    return dy * (gate + x * gate * (T(1) - gate) * slope);
+  }
+};
 
 // ---- arithmetic ----
 
-CONVGRAD_FUNCTOR(Exp, Costly){CONVGRAD_FORWARD{return vexp(x);
-}
-CONVGRAD_BACKWARD { return dy * s; }
-}
-;
-CONVGRAD_FUNCTOR(Expm1, Costly){CONVGRAD_FORWARD{return vexpm1(x);
-}
-CONVGRAD_BACKWARD { return dy * (s + T(1)); }
-}
-;
-CONVGRAD_FUNCTOR(Log, Costly){CONVGRAD_FORWARD{return vlog(x);
-}
-CONVGRAD_BACKWARD { return dy / s; }
-}
-;
-CONVGRAD_FUNCTOR(Log1p, Costly){CONVGRAD_FORWARD{return vlog1p(x);
-}
-CONVGRAD_BACKWARD { return dy / (s + T(1)); }
-}
-;
-CONVGRAD_FUNCTOR(Erf, Costly){CONVGRAD_FORWARD{return verf(x);
-}
-CONVGRAD_BACKWARD { return dy * (T(1.1283791670955126) * bell(T(1.4142135623730951) * vabs(s))); }
-}
-;
-CONVGRAD_FUNCTOR(Sqrt, Cheap){CONVGRAD_FORWARD{return vsqrt(x);
-}
-CONVGRAD_BACKWARD { return dy / (T(2) * s); }
-}
-;
-CONVGRAD_FUNCTOR(Rsqrt, Cheap){CONVGRAD_FORWARD{return T(1) / vsqrt(x);
-}
-CONVGRAD_BACKWARD { return dy * (T(-0.5) * s * s * s); }
-}
-;
-CONVGRAD_FUNCTOR(Reciprocal, Cheap){CONVGRAD_FORWARD{return T(1) / x;
-}
-CONVGRAD_BACKWARD { return -dy * (s * s); }
-}
-;
-CONVGRAD_FUNCTOR(Square, Cheap){CONVGRAD_FORWARD{return x * x;
-}
-CONVGRAD_BACKWARD { return dy * (T(2) * s); }
-}
-;
-CONVGRAD_FUNCTOR(Abs, Cheap){CONVGRAD_FORWARD{return vabs(x);
-}
-CONVGRAD_BACKWARD { return s > T(0) ? dy : s < T(0) ? -dy : dy * s; }  // at 0: 0; NaN stays
-}
-;
-CONVGRAD_FUNCTOR(Neg, Cheap){CONVGRAD_FORWARD{return -x;
-}
-CONVGRAD_BACKWARD { return -dy; }
-}
-;
+CONVGRAD_UNARY(Exp, Costly, vexp(x), (s * dy));
+CONVGRAD_UNARY(Expm1, Costly, vexpm1(x), (s + T(1)) * dy);
+CONVGRAD_UNARY(Log, Costly, vlog(x), dy / s);
+CONVGRAD_UNARY(Log1p, Costly, vlog1p(x), dy / (s + T(1)));
+CONVGRAD_UNARY(Erf, Costly, verf(x),
+               T(1.1283791670955126) * bell(T(1.4142135623730951) * vabs(s)) * dy);
+CONVGRAD_UNARY(Sqrt, Cheap, vsqrt(x), dy / (T(2) * s));
+CONVGRAD_UNARY(Rsqrt, Cheap, T(1) / vsqrt(x), T(-0.5) * s * s * s * dy);
+CONVGRAD_UNARY(Reciprocal, Cheap, T(1) / x, -(s * s * dy));
+CONVGRAD_UNARY(Square, Cheap, (x * x), T(2) * s * dy);
+CONVGRAD_UNARY(Abs, Cheap, vabs(x), s > T(0) ? dy : s < T(0) ? -dy : dy * s);  // at 0: 0
+CONVGRAD_UNARY(Neg, Cheap, -x, -dy);
 
 // ---- the loops ----
 

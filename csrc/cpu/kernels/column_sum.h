@@ -82,13 +82,12 @@ void column_sum(const Exec& exec, int64_t rows, int64_t c, const T* x, T* out) {
     sum_rows<T>(min_of(p.rows_per_chunk, p.wide_rows - begin), p.wide, p.wide, nullptr,
                 x + begin * p.wide, partial + chunk * p.wide);
   });
-  for (int64_t chunk = 1; chunk < p.chunks; ++chunk)
-    for (int64_t i = 0; i < p.wide; ++i) partial[i] += partial[chunk * p.wide + i];
+  // The parts are few; in double, adding them costs no accuracy.
   for (int64_t i = 0; i < c; ++i) {
-    T sum = partial[i];
-    for (int64_t part = 1; part < p.fold; ++part) sum += partial[part * c + i];
+    double sum = 0;
+    for (int64_t part = 0; part < p.chunks * p.fold; ++part) sum += partial[part * c + i];
     for (int64_t r = p.wide_rows * p.fold; r < rows; ++r) sum += x[r * c + i];
-    out[i] = sum;
+    out[i] = static_cast<T>(sum);
   }
 }
 
