@@ -2,29 +2,20 @@
 // of c / groups channels has a mean and a variance. Batch norm is one batch of n * pixels rows,
 // instance and group norm have one batch per sample.
 //
-// Sums are kept in double, relative to each batch's first row: float32 sums of 100,000 rows, or of
-// squares of values far from zero, would lose what the result needs. The passes are bound by
-// memory, not by the conversions.
+// Runs of kRun rows are summed in T, in registers, and the runs' sums in double, relative to each
+// batch's first row: float32 sums of 100,000 rows, or of squares of values far from zero, would
+// lose what the result needs.
 #include <cmath>
 
+#include "norm_sums.h"
 #include "parallel.h"
 #include "vec.h"
-#include "wide.h"
 
 namespace convgrad::cpu {
 namespace {
 
 // Rows of one work item, by shape alone: about 64 KB of floats, at most 4,096 rows.
 int64_t rows_per_item(int64_t c) { return max_of(16, min_of(4096, (1 << 14) / c)); }
-
-int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
-
-// `fold` rows lie side by side as one row of `width` columns, a whole number of vectors.
-template <class T>
-struct Fold {
-  int64_t fold, width;
-  explicit Fold(int64_t c) : fold(kLanes<T> / gcd(c, kLanes<T>)), width(fold * c) {}
-};
 
 // The row blocks of all batches, and per block two sums per channel.
 struct Blocks {
@@ -33,45 +24,16 @@ struct Blocks {
       : rows(rows_per_item(s.c)), per_batch(ceil_div(s.rows, rows)), count(s.batches * per_batch) {}
 };
 
-// sums[0 .. c) and sums[c .. 2 c): two sums over rows [begin, end), per column. pair(at, column, a,
-// b) adds the terms of the vector at element `at` to a and b, `column` being its place in a folded
-// row; pair1 does so for one element.
-template <class T, class Pair, class Pair1>
-void column_pairs(int64_t begin, int64_t end, int64_t c, double* sums, const Pair& pair,
-                  const Pair1& pair1) {
-  using W = Doubles<T>;
-  constexpr int kL = kLanes<T>;
-  const Fold<T> f(c);
-  const int64_t folded = (end - begin) / f.fold;
-  for (int64_t i = 0; i < 2 * c; ++i) sums[i] = 0;
-  for (int64_t column = 0; column < f.width; column += kL) {
-    W a = {}, b = {};
-    for (int64_t r = 0; r < folded; ++r) pair(begin * c + r * f.width + column, column, a, b);
-    for (int l = 0; l < kL; ++l) {
-      sums[(column + l) % c] += a[l];
-      sums[c + (column + l) % c] += b[l];
-    }
-  }
-  for (int64_t at = begin * c + folded * f.width; at < end * c; ++at)
-    pair1(at, at % c, sums[at % c], sums[c + at % c]);
-}
-
-// Repeats c values to a folded row.
-template <class T>
-void repeat(int64_t c, T* row) {
-  const int64_t width = Fold<T>(c).width;
-  for (int64_t i = c; i < width; ++i) row[i] = row[i - c];
-}
-
 // ---- statistics ----
 
-// Doubles for the blocks' sums and the totals, then kRows folded rows of T per batch.
+// Doubles for the blocks' sums (folded) and the totals, then kRows folded rows of T per batch.
 constexpr int kRows = 4;
 template <class T>
 int64_t norm_workspace(const NormShape& s, int) {
   const Blocks blocks(s);
-  const int64_t sums = (blocks.count + s.batches) * 2 * s.c * int64_t{sizeof(double)};
-  return sums + s.batches * kRows * Fold<T>(s.c).width * int64_t{sizeof(T)};
+  const int64_t width = Fold<T>(s.c).width;
+  const int64_t doubles = 2 * (blocks.count * width + s.batches * s.c);
+  return doubles * int64_t{sizeof(double)} + s.batches * kRows * width * int64_t{sizeof(T)};
 }
 
 template <class T>
@@ -81,7 +43,7 @@ struct Scratch {
   int64_t width;
   Scratch(const Exec& exec, const NormShape& s)
       : sums(static_cast<double*>(exec.workspace)),
-        totals(sums + Blocks(s).count * 2 * s.c),
+        totals(sums + Blocks(s).count * 2 * Fold<T>(s.c).width),
         rows(reinterpret_cast<T*>(totals + s.batches * 2 * s.c)),
         width(Fold<T>(s.c).width) {}
   T* row(int64_t batch, int which) const { return rows + (batch * kRows + which) * width; }
@@ -97,14 +59,15 @@ void block_sums(const Exec& exec, const NormShape& s, int64_t work, const Scratc
     const int64_t batch = item / blocks.per_batch;
     const int64_t first = item % blocks.per_batch * blocks.rows;
     const int64_t last = min_of(first + blocks.rows, s.rows);
-    body(batch * s.rows + first, batch * s.rows + last, batch, scratch.sums + item * 2 * s.c);
+    body(batch * s.rows + first, batch * s.rows + last, batch,
+         scratch.sums + item * 2 * scratch.width);
   });
   for (int64_t batch = 0; batch < s.batches; ++batch) {
     double* total = scratch.totals + batch * 2 * s.c;
     for (int64_t i = 0; i < 2 * s.c; ++i) total[i] = 0;
     for (int64_t block = 0; block < blocks.per_batch; ++block)
       for (int64_t i = 0; i < 2 * s.c; ++i)
-        total[i] += scratch.sums[(batch * blocks.per_batch + block) * 2 * s.c + i];
+        total[i] += scratch.sums[(batch * blocks.per_batch + block) * 2 * scratch.width + i];
   }
 }
 
@@ -153,7 +116,6 @@ void update_running(const NormShape& s, const T* mean, const T* var, double mome
 template <class T>
 void norm_statistics(const Exec& exec, const NormShape& s, const T* x, T* mean, T* var,
                      const double* momentum, T* running_mean, T* running_var) {
-  using W = Doubles<T>;
   if (s.rows == 0 || s.batches == 0) {
     for (int64_t i = 0; i < s.batches * s.c; ++i) {
       mean[i] = 0;
@@ -169,19 +131,7 @@ void norm_statistics(const Exec& exec, const NormShape& s, const T* x, T* mean, 
   }
   const int64_t work = s.batches * s.rows * s.c;
   block_sums(exec, s, work, scratch, [&](int64_t begin, int64_t end, int64_t batch, double* sums) {
-    const T* shift = scratch.row(batch, 0);
-    column_pairs<T>(
-        begin, end, s.c, sums,
-        [&](int64_t at, int64_t column, W& sum, W& squares) {
-          const W d = to_doubles<T>(load(x + at)) - to_doubles<T>(load(shift + column));
-          sum += d;
-          squares += d * d;
-        },
-        [&](int64_t at, int64_t c, double& sum, double& squares) {
-          const double d = double(x[at]) - double(shift[c]);
-          sum += d;
-          squares += d * d;
-        });
+    column_pairs<T>(begin, end, s.c, sums, Deviations<T>{x, scratch.row(batch, 0)});
   });
   for (int64_t batch = 0; batch < s.batches; ++batch)
     finish_statistics(s, x, scratch.totals + batch * 2 * s.c, batch, mean, var);
@@ -234,11 +184,10 @@ void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean,
 
 // ---- backward ----
 
-// Sums of dy and of dy (x - mean), per batch and channel.
+// The sums per batch and channel.
 template <class T>
 void gradient_sums(const Exec& exec, const NormShape& s, const T* x, const T* dy, const T* mean,
                    const Scratch<T>& scratch) {
-  using W = Doubles<T>;
   for (int64_t batch = 0; batch < s.batches; ++batch) {
     T* row = scratch.row(batch, 0);
     for (int64_t c = 0; c < s.c; ++c) row[c] = mean[batch * s.c + c];
@@ -246,18 +195,7 @@ void gradient_sums(const Exec& exec, const NormShape& s, const T* x, const T* dy
   }
   const int64_t work = 2 * s.batches * s.rows * s.c;
   block_sums(exec, s, work, scratch, [&](int64_t begin, int64_t end, int64_t batch, double* sums) {
-    const T* m = scratch.row(batch, 0);
-    column_pairs<T>(
-        begin, end, s.c, sums,
-        [&](int64_t at, int64_t column, W& sum, W& products) {
-          const Vec<T> g = load(dy + at);
-          sum += to_doubles<T>(g);
-          products += to_doubles<T>(g * (load(x + at) - load(m + column)));
-        },
-        [&](int64_t at, int64_t c, double& sum, double& products) {
-          sum += double(dy[at]);
-          products += double(dy[at] * (x[at] - m[c]));
-        });
+    column_pairs<T>(begin, end, s.c, sums, GradientTerms<T>{x, dy, scratch.row(batch, 0)});
   });
 }
 
