@@ -62,7 +62,7 @@ inline F32 exp_minus_square(F32 x, float scale) {
   const F32 high = -scale * upper * upper, low = -scale * (x - upper) * (x + upper);
   const F32 shifted = high * kLog2e + kRound;
   const F32 n = shifted - kRound;
-  return exp_scaled(((high - n * kLn2Hi) - n * kLn2Lo) + low, round_bits(shifted));
+  return exp_scaled((high - n * kLn2Hi) + (low - n * kLn2Lo), round_bits(shifted));
 }
 // The same of an argument in double, -160 <= x <= 88.
 inline F32 vexp(Wide x) {
@@ -137,11 +137,10 @@ inline F32 vtanh(F32 x) {
   return with_sign_of(x, a < 0.625f ? small : large);
 }
 
-// P(X > a) e^(a^2 / 2) for X ~ N(0, 1), 0 <= a <= 14.6; with e^(-a^2 / 2) it gives the normal
-// distribution's tail, where that is not zero, without cancellation.
-inline F32 normal_tail_scaled(F32 a) {
-  const F32 d = 1.0f + 0.25f * a;
-  const F32 v = (0.390625f - 0.15234375f * a) / d;  // 1 / d - 39/64 without its rounding error
+// For X ~ N(0, 1) and a >= 0: P(X > a) = tail_ratio(a) / (1 + a / 4) e^(-a^2 / 2), fitted up
+// to 14.6, where it underflows. Nothing cancels in it.
+inline F32 tail_ratio(F32 a) {
+  const F32 v = (0.390625f - 0.15234375f * a) / (1.0f + 0.25f * a);
   F32 p = 1.69514362e-2f * v + 2.81023886e-2f;
   p = p * v - 3.29376608e-2f;
   p = p * v - 8.89612362e-2f;
@@ -150,18 +149,28 @@ inline F32 normal_tail_scaled(F32 a) {
   p = p * v + 0.484245569f;
   p = p * v + 0.527536631f;
   p = p * v + 0.403324425f;
-  p = p * v + 0.227220431f;
-  return p / d;
+  return p * v + 0.227220431f;
 }
-// e^(-a^2 / 2), and P(X > a) given it, for X ~ N(0, 1) and a >= 0.
-inline F32 bell(F32 a) { return exp_minus_square(a > 15.0f ? broadcast(15.0f) : a, 0.5f); }
-inline F32 normal_tail(F32 a, F32 bell_of_a) {
+// (P(X <= a) - 1/2) / a, |a| <= 0.7
+inline F32 centre_ratio(F32 a) {
   const F32 z = a * a;
   F32 p = 1.04465632e-4f * z - 1.18269597e-3f;
   p = p * z + 9.97275021e-3f;
   p = p * z - 6.64903298e-2f;
-  p = p * z + 0.398942292f;
-  return a < 0.7f ? 0.5f - a * p : normal_tail_scaled(a) * bell_of_a;
+  return p * z + 0.398942292f;
+}
+// e^(-a^2 / 2), and P(X > a) given it.
+inline F32 bell(F32 a) { return exp_minus_square(a > 15.0f ? broadcast(15.0f) : a, 0.5f); }
+inline F32 normal_tail(F32 a, F32 bell_of_a) {
+  const F32 large = tail_ratio(a) / (1.0f + 0.25f * a) * bell_of_a;
+  return a < 0.7f ? 0.5f - a * centre_ratio(a) : large;
+}
+// a P(X > a). The last products are in double, or their roundings would add up to more than 4 ULP.
+inline F32 times_normal_tail(F32 a) {
+  const Wide w = widen(a), bounded = widen(a > 15.0f ? broadcast(15.0f) : a);
+  const Wide e = widen(vexp(-0.5 * bounded * bounded));
+  const F32 large = narrow(w * widen(tail_ratio(a)) / (1.0 + 0.25 * w) * e);
+  return a < 0.7f ? a * (0.5f - a * centre_ratio(a)) : large;
 }
 
 // sigmoid(2 k (x + q x^3)), the gate of GELU's approximation by tanh.
@@ -174,6 +183,13 @@ inline F32 gelu_gate(F32 x) {
   return (x >= 0.0f ? broadcast(1.0f) : e) / (1.0f + e);
 }
 
+// x tanh(log(1 + e)) = x n / (n + 2), n = e (e + 2), e = e^x; x itself, in float, from 20 on. In
+// doubles after the exponential, or the roundings would add up to more than 4 ULP.
+inline F32 vmish(F32 x) {
+  const Wide e = widen(vexp(x > 20.0f ? broadcast(20.0f) : x)), n = e * (e + 2.0);
+  return narrow(widen(x) * n / (n + 2.0));
+}
+
 inline F32 verf(F32 x) {
   const F32 a = vabs(x) > 10.0f ? broadcast(10.0f) : vabs(x), z = a * a;
   F32 p = 8.53883976e-5f * z - 8.18192726e-4f;
@@ -182,7 +198,8 @@ inline F32 verf(F32 x) {
   p = p * z + 0.112837195f;
   p = p * z - 0.376126349f;
   p = p * z + 0.128379166f;
-  const F32 large = 1.0f - 2.0f * normal_tail_scaled(1.41421356f * a) * exp_minus_square(a, 1.0f);
+  const F32 large = 1.0f - 2.0f * tail_ratio(1.41421356f * a) / (1.0f + 0.353553391f * a) *
+                               exp_minus_square(a, 1.0f);
   return with_sign_of(x, a < 0.9f ? a * p + a : large);
 }
 
@@ -218,8 +235,14 @@ inline Vec<double> normal_tail(Vec<double> a, Vec<double>) {
   return a;
 }
 
+inline Vec<double> times_normal_tail(Vec<double> a) { return a * normal_tail(a, a); }
 inline Vec<double> gelu_gate(Vec<double> x) {
   return vsigmoid(2.0 * kGeluScale * (x + kGeluCubic * x * x * x));
+}
+
+inline Vec<double> vmish(Vec<double> x) {
+  const Vec<double> e = vexp(x > 40.0 ? broadcast(40.0) : x), n = e * (e + 2.0);
+  return x * n / (n + 2.0);
 }
 
 }  // namespace
