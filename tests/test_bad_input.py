@@ -24,7 +24,7 @@ STRANGERS = [
     ),
     (lambda: F.conv2d(X, W, None, groups=None), r"stride=1, padding=0, dilation=1, groups=None."),
     (lambda: F.avg_pool2d("x", 2), r"[avg_pool2d] An argument is of the wrong type. Got input='x'"),
-    (lambda: F.max_pool2d(None, 2), r"[max_pool2d] input must be"),
+    (lambda: F.max_pool2d(None, 2), r"[max_pool2d] An argument is of the wrong type. Got input=No"),
     (lambda: F.max_unpool2d(X, X, None), r"[max_unpool2d] kernel_size must be an int or a tuple"),
     (lambda: F.max_unpool2d(X, X, 2, output_size=4), r"output_size must be a tuple of ints. Got 4"),
     (
@@ -55,6 +55,9 @@ STRANGERS = [
         lambda: F.margin_ranking_loss(cg.tensor([1]), cg.ones(1), cg.ones(1)),
         r"[margin_ranking_loss] An argument is of the wrong type. Got input1=Tensor int64 (1,)",
     ),
+    (lambda: F.prelu(X, None), r"[prelu] weight must be"),
+    (lambda: F.mse_loss(cg.tensor(1.0), None), r"[mse_loss] An argument is of the wrong type."),
+    (lambda: F.linear(ROWS, None), r"[linear] weight must be"),
     (lambda: F.batch_norm(X, None, None, training=True, momentum="x"), r"momentum='x'"),
     (lambda: F.dice_loss(X, X, None), r"[dice_loss] smooth must be a number. Got None."),
 ]
@@ -86,3 +89,27 @@ def test_a_users_function_keeps_its_own_errors():
 
     with pytest.raises(AttributeError, match="^mine$"):
         Mine.apply(X, "mode")
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: F.interpolate(X, scale_factor=1e18), "size must be at most 1073741824 per axis"),
+        (lambda: F.interpolate(X, 2**31, mode="bilinear"), "Got (2147483648, 2147483648)."),
+        (lambda: F.pad(X, (2**62, 0, 0, 0), "replicate"), "Got 4611686018427387904 and 0."),
+        (lambda: F.pad(X, (2**63 - 1, 2**63 - 1, 1, 1), "replicate"), "at most 1073741824."),
+        (lambda: F.pad(X, (-(2**63), 1, 0, 0), "circular"), "Got -9223372036854775808 and 1."),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused(call, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call()
+
+
+def test_no_channels():
+    empty = cg.zeros(2, 0, 3)
+    for call in (lambda: F.group_norm(empty, 1), lambda: F.batch_norm(empty, None, None)):
+        with pytest.raises(ValueError, match=r"at least 1 channel .*Got shape \(2, 0, 3\)"):
+            call()
+    with pytest.raises(ValueError, match=r"per channel .*Got weight \(0,\) for input \(2, 0, 3\)"):
+        F.prelu(empty, cg.zeros(0))

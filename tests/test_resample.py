@@ -28,9 +28,11 @@ def check(fn, x, matrices, exact):
         np.testing.assert_array_equal(y.array, expected)
         np.testing.assert_array_equal(leaf.grad.array, expected_dx)
     else:
-        tol = 2e-5 if x.dtype == np.float32 else 1e-12
-        np.testing.assert_allclose(y.array, expected, rtol=0, atol=tol)
-        np.testing.assert_allclose(leaf.grad.array, expected_dx, rtol=0, atol=tol)
+        for got, want in ((y.array, expected), (leaf.grad.array, expected_dx)):
+            # float32 positions round the weights: an error in proportion to what they multiply.
+            scale = max(10.0, float(np.abs(want).max(initial=0)))
+            tol = scale * (2e-6 if x.dtype == np.float32 else 1e-13)
+            np.testing.assert_allclose(got, want, rtol=0, atol=tol)
     assert lib.is_channels_last(y.array) and lib.is_channels_last(leaf.grad.array)
 
 

@@ -57,7 +57,7 @@ struct Channels {
 };
 Channels prelu_shape(const Array& x, const Array& a) {
   const int64_t channels = x.rank > 1 ? x.shape[1] : 1;
-  if (a.rank > 1 || (a.size() != 1 && a.size() != channels))
+  if (a.rank > 1 || a.size() < 1 || (a.size() != 1 && a.size() != channels))
     value_error("prelu", "weight must have one value, or one per channel (axis 1), " +
                              std::to_string(channels) + ". Got weight " + a.shape_text() +
                              " for input " + x.shape_text() + ".");

@@ -117,12 +117,16 @@ Array dense_arg(const char* op, const char* name, py::handle object, Layout layo
 
 Array dense_arg_like(const char* op, const char* name, py::handle object, Layout layout,
                      const Array& like) {
-  if (object.is_none()) return Array{};
   Array a = dense_arg(op, name, object, layout);
   if (a.dtype != like.dtype)
     type_error(op, std::string(name) + " must have the input's dtype, " + name_of(like.dtype) +
                        ". Got " + name_of(a.dtype) + ".");
   return a;
+}
+
+Array optional_arg_like(const char* op, const char* name, py::handle object, Layout layout,
+                        const Array& like) {
+  return object.is_none() ? Array{} : dense_arg_like(op, name, object, layout, like);
 }
 
 Array signal_arg(const char* op, const char* name, py::handle object, int spatial,

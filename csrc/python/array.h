@@ -82,9 +82,12 @@ Array array_arg(const char* op, const char* name, py::handle object);
 Array array_arg(const char* op, const char* name, py::handle object, DType dtype);
 // The same, float32 or float64, and dense in `layout`: converted into a new array where it is not.
 Array dense_arg(const char* op, const char* name, py::handle object, Layout layout);
-// dense_arg whose dtype must be `like`'s; an empty Array for None.
+// dense_arg whose dtype must be `like`'s.
 Array dense_arg_like(const char* op, const char* name, py::handle object, Layout layout,
                      const Array& like);
+// The same, or an empty Array for None.
+Array optional_arg_like(const char* op, const char* name, py::handle object, Layout layout,
+                        const Array& like);
 // dense_arg for a signal with or without batch axis: rank spatial + 2 or spatial + 1. The latter
 // comes back with a leading axis of 1, and unbatched = true.
 Array signal_arg(const char* op, const char* name, py::handle object, int spatial, bool* unbatched);

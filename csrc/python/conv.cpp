@@ -136,7 +136,7 @@ py::object conv_forward(py::handle x_, py::handle w_, py::handle b_, py::handle 
   bool unbatched;
   const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
   check_one_dtype(op, "input and weight", x, w);
-  const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
+  const Array b = optional_arg_like(op, "bias", b_, Layout::kC, x);
   const ConvShape s = make_conv_shape(op, x.shape, w.shape, bias_size(op, b),
                                       conv_args(op, spatial, stride, padding, dilation, groups));
   const Array y = empty_signal(x.dtype, spatial, s.n, s.out_c, s.out);
@@ -195,7 +195,7 @@ py::object conv_transpose_forward(py::handle x_, py::handle w_, py::handle b_, p
   bool unbatched;
   const Array x = signal_arg(op, "input", x_, spatial, &unbatched);
   check_one_dtype(op, "input and weight", x, w);
-  const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
+  const Array b = optional_arg_like(op, "bias", b_, Layout::kC, x);
   ConvArgs a = conv_args(op, spatial, stride, padding, dilation, groups);
   if (py::isinstance<py::str>(padding))
     type_error(op, "padding must be an int or a tuple of ints. Got " +

@@ -37,7 +37,7 @@ py::object linear_forward(py::handle x_, py::handle w_, py::handle b_) {
   const char* op = "linear";
   const Array x = dense_arg(op, "input", x_, Layout::kC);
   const Array w = dense_arg_like(op, "weight", w_, Layout::kC, x);
-  const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
+  const Array b = optional_arg_like(op, "bias", b_, Layout::kC, x);
   if (w.rank != 2 || x.rank < 1 || x.shape[x.rank - 1] != w.shape[1])
     value_error(op, "The input's last axis must equal the weight's, (out, in). Got input " +
                         x.shape_text() + " and weight " + w.shape_text() + ".");

@@ -71,7 +71,7 @@ py::object local_forward(py::handle x_, py::handle w_, py::handle b_, py::handle
   if (x.dtype != w.dtype)
     type_error(op, std::string("input and weight must have one dtype. Got ") + name_of(x.dtype) +
                        " and " + name_of(w.dtype) + ".");
-  const Array b = dense_arg_like(op, "bias", b_, Layout::kC, x);
+  const Array b = optional_arg_like(op, "bias", b_, Layout::kC, x);
   const ConvShape s = local_shape(op, spatial, x.shape, w.shape, stride, padding, dilation);
   bool fits = b.rank == spatial + 1 && b.shape[0] == s.out_c;
   for (int i = 0; fits && i < spatial; ++i) fits = b.shape[1 + i] == w.shape[2 + i];

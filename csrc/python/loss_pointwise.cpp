@@ -27,7 +27,7 @@ PointwiseArgs pointwise_args(const char* op, const std::string& kind, py::handle
   const Array a = dense_arg(op, "input", a_, Layout::kChannelsLast);
   const Array b = dense_arg_like(op, "target", b_, Layout::kChannelsLast, a);
   const auto like_input = [&](const char* name, py::handle object) {
-    const Array x = dense_arg_like(op, name, object, Layout::kChannelsLast, a);
+    const Array x = optional_arg_like(op, name, object, Layout::kChannelsLast, a);
     if (!object.is_none() && !same_shape(x, a))
       value_error(op, std::string("input and ") + name + " must have one shape. Got " +
                           a.shape_text() + " and " + x.shape_text() + ".");

@@ -9,6 +9,9 @@ NormShape norm_shape(const char* op, const Array& x, bool per_sample, int64_t gr
     value_error(
         op, "The input must have at least 2 axes, (N, C, ...). Got shape " + x.shape_text() + ".");
   const int64_t c = x.shape[1];
+  if (c < 1)
+    value_error(
+        op, "The input must have at least 1 channel (axis 1). Got shape " + x.shape_text() + ".");
   if (groups < 1 || c % groups != 0)
     value_error(op, "num_groups must divide the number of channels, " + std::to_string(c) +
                         ". Got " + std::to_string(groups) + ".");
@@ -19,7 +22,7 @@ NormShape norm_shape(const char* op, const Array& x, bool per_sample, int64_t gr
 
 // None, or one value per channel.
 Array channel_arg(const char* op, const char* name, py::handle object, const Array& x) {
-  const Array a = dense_arg_like(op, name, object, Layout::kC, x);
+  const Array a = optional_arg_like(op, name, object, Layout::kC, x);
   if (a && (a.rank != 1 || a.shape[0] != x.shape[1]))
     value_error(op, std::string(name) + " must have one value per channel, " +
                         std::to_string(x.shape[1]) + ". Got shape " + a.shape_text() + ".");
@@ -116,7 +119,7 @@ Rows layer_rows(const Array& x, const py::tuple& normalized) {
 
 // None, or of the normalized axes' shape.
 Array layer_arg(const char* name, py::handle object, const Array& x, int count) {
-  const Array a = dense_arg_like("layer_norm", name, object, Layout::kC, x);
+  const Array a = optional_arg_like("layer_norm", name, object, Layout::kC, x);
   bool fits = !a || a.rank == count;
   for (int i = 0; a && fits && i < count; ++i) fits = a.shape[i] == x.shape[x.rank - count + i];
   if (!fits)

@@ -40,6 +40,9 @@ Matrix transposed(const Matrix& m, int64_t columns) {
   return t;
 }
 
+// A matrix has entries for each row: sizes that no memory holds are refused before it is built.
+constexpr int64_t kMaxAxis = int64_t{1} << 30;
+
 // ---- interpolation ----
 
 // scale: what the caller multiplied the size by, 0 if only the sizes are known.
@@ -195,6 +198,10 @@ py::object interpolate(py::handle x, const py::object& x_shape, int spatial, con
     if (out[i] < 1)
       value_error(op,
                   "The output size must be at least 1. Got " + std::string(py::repr(size)) + ".");
+  for (int i = 0; i < spatial; ++i)
+    if (out[i] > kMaxAxis)
+      value_error(op, "The output size must be at most " + std::to_string(kMaxAxis) +
+                          " per axis. Got " + std::string(py::repr(size)) + ".");
   return resample(op, x, spatial, x_shape, [&](int i, int64_t in) {
     const double scale = py::cast<double>(scales[i]);
     if (mode == "nearest") return nearest(in, out[i], scale);
@@ -210,6 +217,11 @@ py::object pad_repeat(py::handle x, const py::object& x_shape, int spatial, cons
   int64_t low[3], high[3];
   int_tuple(op, "low", low_, spatial, low);
   int_tuple(op, "high", high_, spatial, high);
+  for (int i = 0; i < spatial; ++i)
+    if (std::max(low[i], high[i]) > kMaxAxis || std::min(low[i], high[i]) < -kMaxAxis)
+      value_error(op, "An axis can be padded or cropped by at most " + std::to_string(kMaxAxis) +
+                          ". Got " + std::to_string(low[i]) + " and " + std::to_string(high[i]) +
+                          ".");
   return resample(op, x, spatial, x_shape,
                   [&](int i, int64_t in) { return padding(op, mode, in, low[i], high[i]); });
 }

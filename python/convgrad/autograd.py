@@ -233,10 +233,11 @@ def _refused(error: Exception, inputs: Sequence[Any]) -> TypeError | None:
     """What to raise for an error in an op's forward that is in NumPy's or pybind11's words: the
     public function's name, and every argument it got. None if the words are the library's own."""
     text = str(error)
-    if text.startswith("[") and not text.startswith("[convgrad]"):
+    inner = text.startswith(("[convgrad]", "[channels_last]", "[contiguous]"))
+    if text.startswith("[") and not inner:
         return None
     kind = type(error)
-    foreign = kind is AttributeError or text.startswith("[convgrad]")
+    foreign = kind is AttributeError or inner
     foreign |= "incompatible function arguments" in text or "numpy" in kind.__module__
     known = (Tensor, int, float, np.generic, type(None))
     if not foreign and all(isinstance(t, known) for t in inputs):
