@@ -81,14 +81,10 @@ struct Silu : Costly {
 
 template <class T>
 struct Mish : Costly {
-  // tanh(log(1 + e)) = (e^2 + 2 e) / (e^2 + 2 e + 2) with e = e^x; 1 in T from x = 20 on.
-  static Vec<T> gate(Vec<T> x) {
-    const Vec<T> e = vexp(x > T(20) ? broadcast(T(20)) : x), n = e * (e + T(2));
-    return n / (n + T(2));
-  }
-  static Vec<T> forward(Vec<T> x, const Params<T>&) { return x * gate(x); }
+  static Vec<T> forward(Vec<T> x, const Params<T>&) { return vmish(x); }
+  // With t = n / (n + 2), see vmish: t' = sigmoid(x) (1 - t^2).
   static Vec<T> backward(Vec<T> x, Vec<T> dy, const Params<T>&) {
-    const Vec<T> t = gate(x);
+    const Vec<T> e = vexp(x > T(20) ? broadcast(T(20)) : x), n = e * (e + T(2)), t = n / (n + T(2));
     return dy * (t + x * vsigmoid(x) * (T(1) - t * t));
   }
 };
@@ -106,8 +102,7 @@ template <class T>
 struct Gelu : Costly {
   // x P(X < x) = max(x, 0) - |x| P(X > |x|): nothing cancels.
   static Vec<T> forward(Vec<T> x, const Params<T>&) {
-    const Vec<T> a = vabs(x);
-    return x > T(40) ? x : (x > T(0) ? x : Vec<T>{}) - a * normal_tail(a, bell(a));
+    return x > T(40) ? x : (x > T(0) ? x : Vec<T>{}) - times_normal_tail(vabs(x));
   }
   static Vec<T> backward(Vec<T> x, Vec<T> dy, const Params<T>&) {
     const Vec<T> a = vabs(x), e = bell(a), tail = normal_tail(a, e);
