@@ -34,8 +34,15 @@ class Generator:
         """Starts again from ``seed`` (any int; its lowest 64 bits count). Returns self."""
         self._seed = int(seed) & _MASK
         self._offset = 0
-        self.numpy = np.random.Generator(np.random.Philox(self._seed))
+        self._numpy: np.random.Generator | None = None
         return self
+
+    @property
+    def numpy(self) -> np.random.Generator:
+        """Host draws. Made when first asked for: numpy.random is slow to import."""
+        if self._numpy is None:
+            self._numpy = np.random.Generator(np.random.Philox(self._seed))
+        return self._numpy
 
     def initial_seed(self) -> int:
         """The seed the stream started from."""
