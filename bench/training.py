@@ -228,6 +228,7 @@ def main() -> None:
         print(f"{name}: {results[-1]['ratio']:.2f}x", file=sys.stderr, flush=True)
     print(table(results, about))
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
 
 
