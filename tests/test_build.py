@@ -73,6 +73,7 @@ def test_no_weak_symbol_escapes_from_the_kernels() -> None:
     """
     objects = [o for o in kernel_objects() if "table.cpp" not in o.name]
     if not objects:
+        assert not os.environ.get("CI"), "CI builds in the tree, so there must be object files"
         pytest.skip("no object files: not built in place (.ci/run does)")
     for path in objects:
         listing = subprocess.run(
