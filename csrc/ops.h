@@ -26,6 +26,15 @@ struct Exec {
   void* workspace = nullptr;  // at least <op>_workspace(...) bytes
 };
 
+// What happens to an element v of a result, of channel k, before it is written: a layer's bias and
+// activation, or the backward pass of the ReLU whose output `mask` is.
+template <class T>
+struct Epilogue {
+  const T* bias = nullptr;  // v += bias[k], where not null
+  bool relu = false;        // v = v < 0 ? 0 : v
+  const T* mask = nullptr;  // laid out like the result, where not null: v = mask <= 0 ? 0 : v
+};
+
 // c (m, n) = op(a) op(b) + bias; op(a) is (m, k), stored (k, m) if trans_a; op(b) is (k, n), stored
 // (n, k) if trans_b. `batch` such products lie one after another; a stride of 0 repeats an operand.
 struct GemmShape {
@@ -176,14 +185,15 @@ struct Ops {
   // What the two below do with a shape; never kAuto.
   ConvAlgorithm (*conv_forward_algorithm)(const ConvShape&);
   ConvAlgorithm (*conv_backward_input_algorithm)(const ConvShape&);
-  // y = x * w + b. b (k) may be null. x (n, in, c), w (k, taps, c / groups), y (n, out, k).
+  // y = epilogue(x * w). x (n, in, c), w (k, taps, c / groups), y (n, out, k).
   int64_t (*conv_forward_workspace)(const ConvShape&, int threads);
-  void (*conv_forward)(const Exec&, const ConvShape&, const T* x, const T* w, const T* b, T* y);
-  // dx = the adjoint of y in x, plus b (in_c) where not null: that makes it the forward pass of a
-  // transposed convolution.
+  void (*conv_forward)(const Exec&, const ConvShape&, const T* x, const T* w, const Epilogue<T>&,
+                       T* y);
+  // dx = epilogue(the adjoint of y in x). With a bias (in_c) it is the forward pass of a transposed
+  // convolution.
   int64_t (*conv_backward_input_workspace)(const ConvShape&, int threads);
-  void (*conv_backward_input)(const Exec&, const ConvShape&, const T* dy, const T* w, const T* b,
-                              T* dx);
+  void (*conv_backward_input)(const Exec&, const ConvShape&, const T* dy, const T* w,
+                              const Epilogue<T>&, T* dx);
   // dw, and db (k) = sum of dy over n and pixels, where not null.
   int64_t (*conv_backward_weight_workspace)(const ConvShape&, int threads);
   void (*conv_backward_weight)(const Exec&, const ConvShape&, const T* dy, const T* x, T* dw,

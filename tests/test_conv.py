@@ -174,6 +174,56 @@ def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, case, used, used
     assert _cpu.conv_algorithm(x_shape, w_shape, *arguments, groups, True) == used_backward
 
 
+LONG_SUMS = {
+    # More terms than are summed in one run of the accumulators.
+    "long": ((1, 520, 4, 6), (3, 520, 3, 3), {"padding": 1}),
+    "long-rows": ((1, 5000, 6), (2, 5000, 3), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES | LONG_SUMS)
+@each_algorithm_one_quick
+def test_relu_and_mask_as_separate_passes(case, algorithm):
+    """conv_forward(relu) is relu(conv), conv_backward_input(mask) is relu's gradient, exactly."""
+    x_shape, w_shape, kwargs = (CASES | LONG_SUMS)[case]
+    rng = np.random.default_rng(1)
+    x, w, b = draw(rng, x_shape, w_shape, w_shape[0])
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    arguments = tuple({**defaults, **kwargs}.values())
+    y = _cpu.conv_forward(x, w, b, *arguments)
+    fused = _cpu.conv_forward(x, w, b, *arguments, relu=True)
+    np.testing.assert_array_equal(fused, np.maximum(y, 0))
+    dx = _cpu.conv_backward_input(y, w, x.shape, *arguments)
+    masked = _cpu.conv_backward_input(y, w, x.shape, *arguments, mask=x)
+    np.testing.assert_array_equal(masked, np.where(x > 0, dx, 0))
+
+
+@pytest.mark.parametrize("case", TRANSPOSED)
+@each_algorithm
+def test_transposed_relu_and_mask_as_separate_passes(case, algorithm):
+    x_shape, w_shape, kwargs = TRANSPOSED[case]
+    rng = np.random.default_rng(1)
+    x, w, b = draw(rng, x_shape, w_shape, w_shape[1] * kwargs.get("groups", 1))
+    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    arguments = {**defaults, **kwargs}
+    y = _cpu.conv_transpose_forward(x, w, b, *arguments.values())
+    fused = _cpu.conv_transpose_forward(x, w, b, *arguments.values(), relu=True)
+    np.testing.assert_array_equal(fused, np.maximum(y, 0))
+    del arguments["output_padding"]
+    dx = _cpu.conv_transpose_backward_input(y, w, x.shape, *arguments.values())
+    masked = _cpu.conv_transpose_backward_input(y, w, x.shape, *arguments.values(), mask=x)
+    np.testing.assert_array_equal(masked, np.where(x > 0, dx, 0))
+
+
+def test_masks_of_another_shape_or_dtype_are_refused():
+    dy, w = np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 3, 3, 3), np.float32)
+    arguments = ((1, 3, 6, 6), 1, 0, 1, 1)
+    with pytest.raises(ValueError, match=r"\[conv2d\] The mask .* Got \(1, 3, 4, 4\) for"):
+        _cpu.conv_backward_input(dy, w, *arguments, np.zeros((1, 3, 4, 4), np.float32))
+    with pytest.raises(TypeError, match=r"\[conv2d\] gradient and mask .* float32 and float64"):
+        _cpu.conv_backward_input(dy, w, *arguments, np.zeros((1, 3, 6, 6)))
+
+
 def test_unknown_algorithm():
     with pytest.raises(ValueError, match=r"\[force_conv_algorithm\] .* Got 'fast'"):
         _cpu.force_conv_algorithm("fast")

@@ -104,19 +104,46 @@ void check_gradient(const char* op, const Array& dy, int64_t n, int64_t c, const
     value_error(op, "The gradient must have the output's shape. Got " + dy.shape_text() + ".");
 }
 
+// An Epilogue of arrays that may be missing.
+struct Result {
+  Array bias;
+  bool relu = false;
+  Array mask;
+
+  template <class T>
+  Epilogue<T> epilogue() const {
+    return {bias.as<T>(), relu, mask.as<T>()};
+  }
+};
+
+// The mask of a gradient dx: an array of dx's shape, or none.
+Array mask_arg(const char* op, py::handle mask_, const Array& dx, bool unbatched) {
+  if (mask_.is_none()) return {};
+  const int spatial = dx.rank - 2;
+  bool mask_unbatched;
+  const Array mask = signal_arg(op, "mask", mask_, spatial, &mask_unbatched);
+  check_one_dtype(op, "gradient and mask", dx, mask);
+  bool equal = unbatched == mask_unbatched;
+  for (int i = 0; i < dx.rank; ++i) equal = equal && mask.shape[i] == dx.shape[i];
+  if (!equal)
+    value_error(op, "The mask must have the input's shape. Got " + mask.shape_text() + " for " +
+                        dx.shape_text() + ".");
+  return mask;
+}
+
 template <class T>
-void forward(const ConvShape& s, const Array& x, const Array& w, const Array& b, const Array& y) {
+void forward(const ConvShape& s, const Array& x, const Array& w, const Result& to, const Array& y) {
   run([&](int threads) { return ops<T>().conv_forward_workspace(s, threads); },
       [&](const Exec& exec) {
-        ops<T>().conv_forward(exec, s, x.as<T>(), w.as<T>(), b.as<T>(), y.as<T>());
+        ops<T>().conv_forward(exec, s, x.as<T>(), w.as<T>(), to.epilogue<T>(), y.as<T>());
       });
 }
 template <class T>
-void backward_input(const ConvShape& s, const Array& dy, const Array& w, const Array& b,
+void backward_input(const ConvShape& s, const Array& dy, const Array& w, const Result& to,
                     const Array& dx) {
   run([&](int threads) { return ops<T>().conv_backward_input_workspace(s, threads); },
       [&](const Exec& exec) {
-        ops<T>().conv_backward_input(exec, s, dy.as<T>(), w.as<T>(), b.as<T>(), dx.as<T>());
+        ops<T>().conv_backward_input(exec, s, dy.as<T>(), w.as<T>(), to.epilogue<T>(), dx.as<T>());
       });
 }
 template <class T>
@@ -129,7 +156,7 @@ void backward_weight(const ConvShape& s, const Array& dy, const Array& x, const 
 }
 
 py::object conv_forward(py::handle x_, py::handle w_, py::handle b_, py::handle stride,
-                        py::handle padding, py::handle dilation, int64_t groups) {
+                        py::handle padding, py::handle dilation, int64_t groups, bool relu) {
   const Array w = dense_arg("conv", "weight", w_, Layout::kChannelsLast);
   const int spatial = spatial_of(false, w);
   const char* op = op_name(false, spatial);
@@ -140,14 +167,15 @@ py::object conv_forward(py::handle x_, py::handle w_, py::handle b_, py::handle 
   const ConvShape s = make_conv_shape(op, x.shape, w.shape, bias_size(op, b),
                                       conv_args(op, spatial, stride, padding, dilation, groups));
   const Array y = empty_signal(x.dtype, spatial, s.n, s.out_c, s.out);
-  with_float_type(op, x.dtype, [&](auto t) { forward<decltype(t)>(s, x, w, b, y); });
+  with_float_type(op, x.dtype, [&](auto t) { forward<decltype(t)>(s, x, w, {b, relu, {}}, y); });
   return result(y, unbatched);
 }
 
-// dx of conv_forward. x_shape is the input's, with its batch axis if it had one.
+// dx of conv_forward, 0 where `mask` (like x, or None) is not positive. x_shape is the input's,
+// with its batch axis if it had one.
 py::object conv_backward_input(py::handle dy_, py::handle w_, const py::tuple& x_shape,
                                py::handle stride, py::handle padding, py::handle dilation,
-                               int64_t groups) {
+                               int64_t groups, py::handle mask_) {
   const Array w = dense_arg("conv", "weight", w_, Layout::kChannelsLast);
   const int spatial = spatial_of(false, w);
   const char* op = op_name(false, spatial);
@@ -160,8 +188,9 @@ py::object conv_backward_input(py::handle dy_, py::handle w_, const py::tuple& x
                                       conv_args(op, spatial, stride, padding, dilation, groups));
   check_gradient(op, dy, s.n, s.out_c, s.out, spatial);
   const Array dx = empty_signal(dy.dtype, spatial, s.n, s.in_c, s.in);
+  const Array mask = mask_arg(op, mask_, dx, unbatched);
   with_float_type(op, dy.dtype,
-                  [&](auto t) { backward_input<decltype(t)>(s, dy, w, Array{}, dx); });
+                  [&](auto t) { backward_input<decltype(t)>(s, dy, w, {{}, false, mask}, dx); });
   return result(dx, unbatched);
 }
 
@@ -188,7 +217,7 @@ py::tuple conv_backward_weight(py::handle dy_, py::handle x_, const py::tuple& w
 
 py::object conv_transpose_forward(py::handle x_, py::handle w_, py::handle b_, py::handle stride,
                                   py::handle padding, py::handle output_padding, int64_t groups,
-                                  py::handle dilation) {
+                                  py::handle dilation, bool relu) {
   const Array w = dense_arg("conv_transpose", "weight", w_, Layout::kChannelsLast);
   const int spatial = spatial_of(true, w);
   const char* op = op_name(true, spatial);
@@ -203,7 +232,8 @@ py::object conv_transpose_forward(py::handle x_, py::handle w_, py::handle b_, p
   int_tuple(op, "output_padding", output_padding, spatial, a.output_pad);
   const ConvShape s = make_conv_transpose_shape(op, x.shape, w.shape, bias_size(op, b), a);
   const Array y = empty_signal(x.dtype, spatial, s.n, s.in_c, s.in);
-  with_float_type(op, x.dtype, [&](auto t) { backward_input<decltype(t)>(s, x, w, b, y); });
+  with_float_type(op, x.dtype,
+                  [&](auto t) { backward_input<decltype(t)>(s, x, w, {b, relu, {}}, y); });
   return result(y, unbatched);
 }
 
@@ -225,10 +255,11 @@ ConvShape transposed_shape(const char* op, const Array& dy, const int64_t* w_sha
   return s;
 }
 
-// dx of conv_transpose_forward. output_padding adds rows that no window of dy reaches.
+// dx of conv_transpose_forward, masked as that of conv_forward. output_padding adds rows that no
+// window of dy reaches.
 py::object conv_transpose_backward_input(py::handle dy_, py::handle w_, const py::tuple& x_shape,
                                          py::handle stride, py::handle padding, int64_t groups,
-                                         py::handle dilation) {
+                                         py::handle dilation, py::handle mask_) {
   const Array w = dense_arg("conv_transpose", "weight", w_, Layout::kChannelsLast);
   const int spatial = spatial_of(true, w);
   const char* op = op_name(true, spatial);
@@ -240,7 +271,9 @@ py::object conv_transpose_backward_input(py::handle dy_, py::handle w_, const py
   const ConvShape s =
       transposed_shape(op, dy, w.shape, shape, spatial, stride, padding, dilation, groups);
   const Array dx = empty_signal(dy.dtype, spatial, s.n, s.out_c, s.out);
-  with_float_type(op, dy.dtype, [&](auto t) { forward<decltype(t)>(s, dy, w, Array{}, dx); });
+  const Array mask = mask_arg(op, mask_, dx, unbatched);
+  with_float_type(op, dy.dtype,
+                  [&](auto t) { forward<decltype(t)>(s, dy, w, {{}, false, mask}, dx); });
   return result(dx, unbatched);
 }
 
@@ -285,11 +318,20 @@ const char* conv_algorithm(const py::tuple& x_shape, const py::tuple& w_shape, p
 void bind_conv(py::module_& m) {
   m.def("force_conv_algorithm", &force_conv_algorithm);
   m.def("conv_algorithm", &conv_algorithm);
-  m.def("conv_forward", &conv_forward, "y = x * w + b");
-  m.def("conv_backward_input", &conv_backward_input);
+  const auto relu = py::arg("relu") = false;
+  const auto mask = py::arg("mask") = py::none();
+  const auto x = py::arg("x"), dy = py::arg("dy"), w = py::arg("w"), b = py::arg("b");
+  const auto x_shape = py::arg("x_shape"), stride = py::arg("stride");
+  const auto padding = py::arg("padding"), dilation = py::arg("dilation");
+  const auto groups = py::arg("groups");
+  m.def("conv_forward", &conv_forward, x, w, b, stride, padding, dilation, groups, relu);
+  m.def("conv_backward_input", &conv_backward_input, dy, w, x_shape, stride, padding, dilation,
+        groups, mask);
   m.def("conv_backward_weight", &conv_backward_weight);
-  m.def("conv_transpose_forward", &conv_transpose_forward);
-  m.def("conv_transpose_backward_input", &conv_transpose_backward_input);
+  m.def("conv_transpose_forward", &conv_transpose_forward, x, w, b, stride, padding,
+        py::arg("output_padding"), groups, dilation, relu);
+  m.def("conv_transpose_backward_input", &conv_transpose_backward_input, dy, w, x_shape, stride,
+        padding, groups, dilation, mask);
   m.def("conv_transpose_backward_weight", &conv_transpose_backward_weight);
 }
 

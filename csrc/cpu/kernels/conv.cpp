@@ -62,11 +62,12 @@ int64_t conv_forward_workspace(const ConvShape& s, int threads) {
 }
 
 template <class T>
-void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w, const T* b, T* y) {
+void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
+                  const Epilogue<T>& epilogue, T* y) {
   const Pass p = forward_pass(s);
   const ConvAlgorithm algorithm = choose<T>(s, p);
-  if (algorithm == ConvAlgorithm::kGeneric) return forward_generic(exec, s, x, w, b, y);
-  run_pass(exec, plan_of<T>(p, algorithm), x, w, b, y);
+  if (algorithm == ConvAlgorithm::kGeneric) return forward_generic(exec, s, x, w, epilogue, y);
+  run_pass(exec, plan_of<T>(p, algorithm), x, w, epilogue, y);
 }
 
 // One algorithm for all phases, unless it is kAuto: then each has its own.
@@ -90,13 +91,13 @@ int64_t conv_backward_input_workspace(const ConvShape& s, int threads) {
 }
 
 template <class T>
-void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, const T* w, const T* b,
-                         T* dx) {
+void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, const T* w,
+                         const Epilogue<T>& epilogue, T* dx) {
   if (conv_backward_input_algorithm<T>(s) == ConvAlgorithm::kGeneric)
-    return backward_input_generic(exec, s, dy, w, b, dx);
+    return backward_input_generic(exec, s, dy, w, epilogue, dx);
   for (int64_t phase = 0; phase < phases(s); ++phase) {
     const Pass p = backward_pass(s, phase);
-    run_pass(exec, plan_of<T>(p, choose<T>(s, p)), dy, w, b, dx);
+    run_pass(exec, plan_of<T>(p, choose<T>(s, p)), dy, w, epilogue, dx);
   }
 }
 

@@ -9,7 +9,8 @@ namespace {
 template <class T>
 struct DirectCall {
   Plan plan;
-  const T *src, *w, *b;
+  const T *src, *w;
+  Epilogue<T> epilogue;
   T* dst;
   int64_t* offsets;  // per row of taps, from a position's first src element
   T *bias, *panels, *scratch;
@@ -69,7 +70,8 @@ void pack(const Exec& exec, const DirectCall<T>& call) {
   const int64_t padded_c = plan.blocks * plan.block_c;
   for (int64_t i = 0; i < p.groups * padded_c; ++i) {
     const int64_t c = i % padded_c;
-    call.bias[i] = call.b && c < p.dst_c ? call.b[i / padded_c * p.bias_c + c % p.bias_c] : 0;
+    const T* bias = call.epilogue.bias;
+    call.bias[i] = bias && c < p.dst_c ? bias[i / padded_c * p.bias_c + c % p.bias_c] : 0;
   }
   const int64_t block_size = plan.panel_size() / max_of(1, plan.blocks);
   parallel_for(exec, p.groups * plan.blocks, p.groups * plan.panel_size(), [&](int64_t i, int) {
@@ -168,12 +170,15 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
   args.y_pitch = box.y_step[2];
   args.bias = call.bias + index * plan.block_c;
   args.last = min_of(width, p.dst_c - first_c) - (vectors - 1) * kLanes<T>;
+  args.dst = call.dst;
+  args.mask = call.epilogue.mask;
   args.first = true;
   int64_t row = 0, i = 0;
   do {
     args.offset = call.offsets + row;
     args.rows = min_of(some_rows, plan.rows - row);
     args.run = min_of(some_run, plan.run - i);
+    args.relu = call.epilogue.relu && row + args.rows == plan.rows && i + args.run == plan.run;
     args.panel = panel + (row * plan.run + i) * width * plan.slide_taps;
     for (int64_t d = 0; d < box.count[0]; ++d)
       for (int64_t h = 0; h < box.count[1]; ++h)
@@ -243,14 +248,15 @@ void run_item(const DirectCall<T>& call, int64_t item, int thread) {
 }
 
 template <class T>
-void run_pass(const Exec& exec, const Plan& plan, const T* src, const T* w, const T* b, T* dst) {
+void run_pass(const Exec& exec, const Plan& plan, const T* src, const T* w,
+              const Epilogue<T>& epilogue, T* dst) {
   const WorkspaceMap map = map_workspace<T>(plan, exec.threads);
   char* workspace = static_cast<char*>(exec.workspace);
   DirectCall<T> call;
   call.plan = plan;
   call.src = src;
   call.w = w;
-  call.b = b;
+  call.epilogue = epilogue;
   call.dst = dst;
   call.offsets = reinterpret_cast<int64_t*>(workspace);
   call.bias = reinterpret_cast<T*>(workspace + map.bias);

@@ -27,10 +27,19 @@ T dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
+// The epilogue of the `count` channels of one pixel, in place; `at` is its first element's number.
+template <class T>
+void finish_pixel(const Epilogue<T>& e, int64_t at, int64_t count, T* y) {
+  for (int64_t k = 0; k < count; ++k) {
+    if (e.bias) y[k] += e.bias[k];
+    if (e.relu && y[k] < 0) y[k] = 0;
+    if (e.mask && e.mask[at + k] <= 0) y[k] = 0;
+  }
+}
+
 // All output channels of one pixel; x is the image's first element.
 template <class T>
-void forward_pixel(const ConvShape& s, const int64_t o[3], const T* x, const T* w, const T* b,
-                   T* y) {
+void forward_pixel(const ConvShape& s, const int64_t o[3], const T* x, const T* w, T* y) {
   const int64_t gc = s.group_in_c(), gk = s.group_out_c();
   for (int64_t k = 0; k < s.out_c; ++k) y[k] = 0;
   for (int64_t tap = 0; tap < s.taps(); ++tap) {
@@ -47,27 +56,26 @@ void forward_pixel(const ConvShape& s, const int64_t o[3], const T* x, const T* 
       y[k] += dot(inside ? x + pixel * s.in_c + k / gk * gc : nullptr,
                   w + (k * s.taps() + tap) * gc, gc);
   }
-  if (b == nullptr) return;
-  for (int64_t k = 0; k < s.out_c; ++k) y[k] += b[k];
 }
 
 template <class T>
-void forward_generic(const Exec& exec, const ConvShape& s, const T* x, const T* w, const T* b,
-                     T* y) {
+void forward_generic(const Exec& exec, const ConvShape& s, const T* x, const T* w,
+                     const Epilogue<T>& epilogue, T* y) {
   parallel_for(exec, s.n * s.out[0] * s.out[1], s.macs(), [&](int64_t row, int) {
     const int64_t n = row / (s.out[0] * s.out[1]);
     int64_t o[3] = {row / s.out[1] % s.out[0], row % s.out[1], 0};
-    for (; o[2] < s.out[2]; ++o[2])
-      forward_pixel(s, o, x + n * s.in_pixels() * s.in_c, w, b,
-                    y + (row * s.out[2] + o[2]) * s.out_c);
+    for (; o[2] < s.out[2]; ++o[2]) {
+      const int64_t at = (row * s.out[2] + o[2]) * s.out_c;
+      forward_pixel(s, o, x + n * s.in_pixels() * s.in_c, w, y + at);
+      finish_pixel(epilogue, at, s.out_c, y + at);
+    }
   });
 }
 
 // All input channels of one pixel: gathers every output pixel whose window covers it. dy is the
 // image's first element. Windows that would begin outside count as gradients of zero.
 template <class T>
-void backward_input_pixel(const ConvShape& s, const int64_t i[3], const T* dy, const T* w,
-                          const T* b, T* dx) {
+void backward_input_pixel(const ConvShape& s, const int64_t i[3], const T* dy, const T* w, T* dx) {
   const int64_t gc = s.group_in_c(), gk = s.group_out_c();
   for (int64_t c = 0; c < s.in_c; ++c) dx[c] = 0;
   for (int64_t tap = 0; tap < s.taps(); ++tap) {
@@ -89,19 +97,19 @@ void backward_input_pixel(const ConvShape& s, const int64_t i[3], const T* dy, c
       for (int64_t c = 0; c < gc; ++c) out[c] += g * row[c];
     }
   }
-  if (b == nullptr) return;
-  for (int64_t c = 0; c < s.in_c; ++c) dx[c] += b[c];
 }
 
 template <class T>
 void backward_input_generic(const Exec& exec, const ConvShape& s, const T* dy, const T* w,
-                            const T* b, T* dx) {
+                            const Epilogue<T>& epilogue, T* dx) {
   parallel_for(exec, s.n * s.in[0] * s.in[1], s.macs(), [&](int64_t row, int) {
     const int64_t n = row / (s.in[0] * s.in[1]);
     int64_t i[3] = {row / s.in[1] % s.in[0], row % s.in[1], 0};
-    for (; i[2] < s.in[2]; ++i[2])
-      backward_input_pixel(s, i, dy + n * s.out_pixels() * s.out_c, w, b,
-                           dx + (row * s.in[2] + i[2]) * s.in_c);
+    for (; i[2] < s.in[2]; ++i[2]) {
+      const int64_t at = (row * s.in[2] + i[2]) * s.in_c;
+      backward_input_pixel(s, i, dy + n * s.out_pixels() * s.out_c, w, dx + at);
+      finish_pixel(epilogue, at, s.in_c, dx + at);
+    }
   });
 }
 

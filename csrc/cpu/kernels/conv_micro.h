@@ -3,6 +3,8 @@
 //
 // Every loop over the accumulators unrolls completely: otherwise gcc keeps them in memory.
 #pragma once
+#include <limits>
+
 #include "vec.h"
 
 #define CONVGRAD_UNROLL _Pragma("GCC unroll 32")
@@ -17,9 +19,11 @@ struct TileArgs {
   int64_t rows, run;      // run: steps per row
   int64_t x_pitch, y_pitch;
   const T* panel;
-  const T* bias;  // as many as the block has lanes; zeros if there is none
-  int64_t last;   // channels in the block's last vector, 1 .. lanes
-  bool first;     // y = bias + sum; else y += sum
+  const T* bias;        // as many as the block has lanes; zeros if there is none
+  const T *dst, *mask;  // the whole result, and its mask (see Epilogue) or null
+  int64_t last;         // channels in the block's last vector, 1 .. lanes
+  bool first;           // y = bias + sum; else y += sum
+  bool relu;            // then y = y < 0 ? 0 : y
 };
 
 template <class T>
@@ -46,10 +50,14 @@ inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Ve
   Vec<T> bias[V];
   CONVGRAD_UNROLL
   for (int v = 0; v < V; ++v) bias[v] = load(a.bias + v * kL);
-  if (a.first && a.last == kL) {
+  const Vec<T> floor = broadcast(a.relu ? T(0) : -std::numeric_limits<T>::infinity());
+  if (a.first && a.last == kL && !a.mask) {
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
-    for (int v = 0; v < V; ++v) store(y + m * a.y_pitch + v * kL, acc[m][v] + bias[v]);
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> sum = acc[m][v] + bias[v];
+      store(y + m * a.y_pitch + v * kL, sum < floor ? floor : sum);
+    }
     return;
   }
   CONVGRAD_UNROLL
@@ -57,7 +65,11 @@ inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Ve
   for (int v = 0; v < V; ++v) {
     T* out = y + m * a.y_pitch + v * kL;
     const int64_t n = v + 1 < V ? kL : a.last;
-    store_first(out, acc[m][v] + (a.first ? bias[v] : load_first(out, n)), n);
+    Vec<T> sum = acc[m][v] + (a.first ? bias[v] : load_first(out, n));
+    sum = sum < floor ? floor : sum;
+    // A sum that is not the last is masked too: it starts anew from 0, and is masked again.
+    if (a.mask) sum = load_first(a.mask + (out - a.dst), n) <= T(0) ? Vec<T>{} : sum;
+    store_first(out, sum, n);
   }
 }
 
