@@ -125,11 +125,25 @@ class Op:
     ``fresh = True`` promises that backward's arrays are new and referenced nowhere else, so that a
     leaf may keep them without a copy. ``view = True`` says that the output may lie in the first
     input's memory.
+
+    A ReLU's backward pass is a mask: the gradient counts only where the output is positive. An op
+    after a ReLU can often apply it while it writes its gradient, which saves a pass over memory.
+    ``rectified`` says that the (only) output is a ReLU's; ``can_mask``, that backward is able to
+    drop the gradient of the first input where that input is <= 0; ``after_relu``, that the first
+    input is such an output. Whether it shall in this walk is ``masks``.
     """
 
     fresh = False
     view = False
     outputs = 1
+    rectified = False
+    can_mask = False
+    after_relu = False
+    # For each walk: see above; whether the gradient handed to backward is this op's alone, to write
+    # on as it likes, and whether all that were added up in it are masked by the output already.
+    masks = False
+    owned = False
+    masked = False
     saved: tuple[Any, ...] = ()
     needs: Sequence[bool] = ()
     edges: list[Any] | None = None  # per input: (Op or leaf Tensor, output index) or None
@@ -165,6 +179,8 @@ class Op:
             needs.append(False)
             edges.append(None)
         node.needs = needs
+        if record and cls.can_mask and edges[0] is not None:
+            node.after_relu = edges[0][0].rectified
         try:
             out = node.forward(*arrays, *params)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
@@ -197,7 +213,7 @@ class Op:
                 node.guards = guards
         return result
 
-    def run_backward(self, grads: list[Any]) -> Any:
+    def run_backward(self, grads: list[Any], owned: bool, masked: bool, masks: bool) -> Any:
         """Checks that the saved arrays are still what they were, and calls backward."""
         if self.edges is None:
             raise RuntimeError(
@@ -213,6 +229,8 @@ class Op:
                 g if g is None or i not in self.hooks else run_hooks(self.hooks[i], g)
                 for i, g in enumerate(grads)
             ]
+            owned = masked = False
+        self.owned, self.masked, self.masks = owned, masked, masks
         return self.backward(*grads)
 
     def _raise_if_saved(self, now: int, before: int, array_id: int) -> None:
@@ -324,13 +342,14 @@ def run_backward(
     """
     roots = [t if t.node is None else t.node for t in tensors]
     uses = _count_uses(roots)
-    # Per target: a gradient per output, and at the end whether the only one is ours to keep.
+    # Per target: a gradient per output; then whether the only one is ours to keep, and whether the
+    # target's ReLU has masked it (see Op).
     pending: dict[Any, list[Any]] = {}
     ready: list[Any] = []
     # The roots' gradients arrive as those of a node before them would.
-    edges: Sequence[Any] = [(root, t.index) for root, t in zip(roots, tensors)]
+    edges: Any = [(root, t.index) for root, t in zip(roots, tensors)]
     inputs: Any = tuple(gradients)
-    fresh = False
+    fresh = masks = False
     before, _mode.enabled = _mode.enabled, False
     try:
         while True:
@@ -344,12 +363,15 @@ def run_backward(
                     slots = pending.get(source)
                     if slots is None:
                         slots = pending[source] = [None] * source.outputs
-                        slots.append(fresh)
+                        slots += (fresh, masks)
+                    elif not masks:
+                        slots[-1] = False
                     if slots[index] is None:
                         slots[index] = gradient
                     else:
                         slots[index] = lib_of(gradient).add(slots[index], gradient)
-                        slots[-1] = True
+                        slots[-2] = True
+                masks = False  # of the first input alone
                 left = uses[source] = uses[source] - 1
                 if left == 0:
                     ready.append(source)
@@ -363,13 +385,14 @@ def run_backward(
                 _collect(target, slots, wanted)
             if isinstance(target, Tensor):
                 if wanted is None and slots is not None:
-                    target._accumulate(slots[0], slots[1])
+                    target._accumulate(slots[0], slots[-2])
                 edges = inputs = ()
                 continue
             edges = target.edges or ()
             if slots is not None:
-                slots.pop()
-                inputs = target.run_backward(slots)
+                masks = target.after_relu and _may_mask(edges[0], wanted)
+                masked, owned = slots.pop(), slots.pop()
+                inputs = target.run_backward(slots, owned, masked, masks)
             else:
                 inputs = (None,) * len(edges)
             fresh = target.fresh
@@ -379,8 +402,13 @@ def run_backward(
         _mode.enabled = before
 
 
+def _may_mask(edge: Any, wanted: dict[tuple[Any, int], Array | None] | None) -> bool:
+    """Whether nobody looks at the gradient of the ReLU's output before the ReLU itself does."""
+    return edge[0].hooks is None and (wanted is None or edge not in wanted)
+
+
 def _collect(target: Any, slots: list[Any], wanted: dict[tuple[Any, int], Array | None]) -> None:
-    for index, gradient in enumerate(slots[:-1]):
+    for index, gradient in enumerate(slots[:-2]):
         if gradient is not None and (target, index) in wanted:
             hooks = target.hooks if isinstance(target, Tensor) else None
             if hooks:

@@ -66,6 +66,7 @@ class Tensor:
     # A leaf is where the tape ends: see autograd.run_backward.
     edges = None
     outputs = 1
+    rectified = False
 
     def __init__(self, array: Array, requires_grad: _bool = False) -> None:
         self.array = array

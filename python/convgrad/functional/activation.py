@@ -61,13 +61,24 @@ class Unary(Op):
         x = lib.channels_last(x)
         y = lib.unary_forward(name, x, a, b)
         from_output = name in _FROM_OUTPUT or (name == "leaky_relu" and a >= 0)
+        self.rectified = name == "relu"
         self.saved = (y if from_output else x,)
         self.args = name, a, b
         return y
 
     def backward(self, dy: Array) -> Array:
         name, a, b = self.args
+        if self.masked:  # a ReLU whose consumers have done its work
+            self.fresh = self.owned
+            return dy
         return lib_of(dy).unary_backward(name, self.saved[0], dy, a, b)
+
+
+def relu_gradient(op: Op, dy: Array) -> Array:
+    """The gradient before the ReLU of an op that has one fused, its output saved last."""
+    if not op.rectified or op.masked:
+        return dy
+    return lib_of(dy).unary_backward("relu", op.saved[-1], dy)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

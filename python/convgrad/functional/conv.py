@@ -6,6 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
+from convgrad.functional.activation import relu_gradient
 from convgrad.tensor import Tensor, array_of
 
 __all__ = [
@@ -25,41 +26,48 @@ Padding = Ints | str | tuple[tuple[int, int], ...]
 class Conv(Op):
     """y[n, k, o] = b[k] + sum over c, t of w[k, c, t] x[n, c, o * stride - padding + t * dilation].
 
-    A cross-correlation, as in every CNN library.
+    A cross-correlation, as in every CNN library. With ``relu``, max(0, y).
     """
 
     fresh = True
+    can_mask = True
 
-    def forward(self, x: Array, w: Array, b: Array | None, *args: Any) -> Array:
+    def forward(self, x: Array, w: Array, b: Array | None, relu: bool, *args: Any) -> Array:
         lib = lib_of(x)
         x, w = lib.channels_last(x), lib.channels_last(w)
-        self.saved = x, w
+        y = lib.conv_forward(x, w, b, *args, relu)
+        self.rectified = relu
+        self.saved = (x, w, y) if relu else (x, w)
         self.args = args
-        return lib.conv_forward(x, w, b, *args)
+        return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        x, w = self.saved
+        x, w = self.saved[:2]
         lib = lib_of(dy)
-        dy = lib.channels_last(dy)
+        dy = relu_gradient(self, lib.channels_last(dy))
         need_x, need_w, need_b = self.needs
         dx = dw = db = None
         if need_x:
-            dx = lib.conv_backward_input(dy, w, x.shape, *self.args)
+            mask = x if self.masks else None
+            dx = lib.conv_backward_input(dy, w, x.shape, *self.args, mask)
         if need_w or need_b:
             dw, db = lib.conv_backward_weight(dy, x, w.shape, *self.args, need_b)
         return dx, dw, db
 
 
 class ConvTranspose(Op):
-    """The adjoint of :class:`Conv` in x, plus a bias: y[n, c, i] sums the windows that cover i."""
+    """The adjoint of :class:`Conv` in x, plus a bias: y[n, c, i] sums the windows that cover i.
+    With ``relu``, max(0, y)."""
 
     fresh = True
+    can_mask = True
 
     def forward(
         self,
         x: Array,
         w: Array,
         b: Array | None,
+        relu: bool,
         stride: Ints,
         padding: Ints,
         output_padding: Ints,
@@ -68,18 +76,23 @@ class ConvTranspose(Op):
     ) -> Array:
         lib = lib_of(x)
         x, w = lib.channels_last(x), lib.channels_last(w)
-        self.saved = x, w
-        self.args = stride, padding, groups, dilation
-        return lib.conv_transpose_forward(
-            x, w, b, stride, padding, output_padding, groups, dilation
+        y = lib.conv_transpose_forward(
+            x, w, b, stride, padding, output_padding, groups, dilation, relu
         )
+        self.rectified = relu
+        self.saved = (x, w, y) if relu else (x, w)
+        self.args = stride, padding, groups, dilation
+        return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        x, w = self.saved
+        x, w = self.saved[:2]
         lib = lib_of(dy)
-        dy = lib.channels_last(dy)
+        dy = relu_gradient(self, lib.channels_last(dy))
         need_x, need_w, need_b = self.needs
-        dx = lib.conv_transpose_backward_input(dy, w, x.shape, *self.args) if need_x else None
+        dx = dw = None
+        if need_x:
+            mask = x if self.masks else None
+            dx = lib.conv_transpose_backward_input(dy, w, x.shape, *self.args, mask)
         dw = lib.conv_transpose_backward_weight(dy, x, w.shape, *self.args) if need_w else None
         db = lib.channel_sum(dy, w.ndim - 2) if need_b else None
         return dx, dw, db
@@ -94,13 +107,16 @@ def _conv(
     padding: Padding,
     dilation: Ints,
     groups: int,
+    *,
+    relu: bool = False,
 ) -> Tensor:
+    """conv1d, conv2d or conv3d, by the number of spatial axes; with ``relu``, max(0, .) of it."""
     if array_of(f"conv{spatial}d", w, "weight").ndim != spatial + 2:
         raise ValueError(
             f"[conv{spatial}d] weight must have {spatial + 2} axes, (K, C / groups, ...). Got "
             f"shape {w.shape}."
         )
-    return Conv.apply((x, w, b), stride, padding, dilation, groups)
+    return Conv.apply((x, w, b), relu, stride, padding, dilation, groups)
 
 
 def conv1d(
@@ -164,13 +180,16 @@ def _conv_transpose(
     output_padding: Ints,
     groups: int,
     dilation: Ints,
+    *,
+    relu: bool = False,
 ) -> Tensor:
+    """conv_transpose1d, conv_transpose2d or conv_transpose3d, as :func:`_conv`."""
     if array_of(f"conv_transpose{spatial}d", w, "weight").ndim != spatial + 2:
         raise ValueError(
             f"[conv_transpose{spatial}d] weight must have {spatial + 2} axes, (C, K / groups, "
             f"...). Got shape {w.shape}."
         )
-    return ConvTranspose.apply((x, w, b), stride, padding, output_padding, groups, dilation)
+    return ConvTranspose.apply((x, w, b), relu, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose1d(

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
+from convgrad.nn import fusion
 from convgrad.nn.module import MODULE, PARAMETER, Module
 from convgrad.nn.parameter import Parameter
 from convgrad.tensor import Tensor
@@ -113,9 +114,7 @@ class Sequential(_List):
             self._replace(modules)
 
     def forward(self, input: Any) -> Any:
-        for module in self._items():
-            input = module(input)
-        return input
+        return fusion.run(self._items(), input)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

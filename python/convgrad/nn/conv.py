@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from convgrad import functional as F
+from convgrad.functional.conv import _conv, _conv_transpose
 from convgrad.nn import init
 from convgrad.nn._tools import ntuple, parameter
 from convgrad.nn.module import Module
@@ -144,13 +145,19 @@ class _Conv(_Base):
             amounts += [total // 2, total - total // 2]
         return amounts
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _arguments(self, input: Tensor) -> tuple[Any, ...]:
+        """What conv1d, conv2d or conv3d is called with."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._pad(), self.padding_mode), 0
-        return self._op(
-            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+        return input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._op(*self._arguments(input))
+
+    def forward_relu(self, input: Tensor) -> Tensor:
+        """relu(self(input)), in one pass."""
+        return _conv(self.ndim, *self._arguments(input), relu=True)
 
 
 class Conv1d(_Conv):
@@ -222,14 +229,22 @@ class _ConvTranspose(_Base):
             )
         return extra
 
-    def forward(self, input: Tensor, output_size: Ints | None = None) -> Tensor:
+    def _arguments(self, input: Tensor, output_size: Ints | None = None) -> tuple[Any, ...]:
+        """What conv_transpose1d, conv_transpose2d or conv_transpose3d is called with."""
         extra = self.output_padding
         if output_size is not None:
             extra = self._output_padding(input.shape, output_size)
-        return self._op(
+        return (
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups,
             self.dilation,
         )  # fmt: skip
+
+    def forward(self, input: Tensor, output_size: Ints | None = None) -> Tensor:
+        return self._op(*self._arguments(input, output_size))
+
+    def forward_relu(self, input: Tensor) -> Tensor:
+        """relu(self(input)), in one pass."""
+        return _conv_transpose(self.ndim, *self._arguments(input), relu=True)
 
 
 class ConvTranspose1d(_ConvTranspose):
