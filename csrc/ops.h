@@ -179,6 +179,9 @@ struct UnaryParams {
   double a = 0, b = 0;
 };
 
+// Arithmetic of two operands; the extrema are NaN where either is.
+enum class Binary { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum };
+
 template <class T>
 struct Ops {
   // ---- conv ----
@@ -222,8 +225,11 @@ struct Ops {
   // y = the maximum of each window, the first of equal ones; NaN is the maximum. tap (may be null):
   // the number of its tap, tap_bytes() each, as uint8_t or int32_t.
   void (*max_pool_forward)(const Exec&, const PoolShape&, const T* x, T* y, void* tap);
-  // dx = the sum of dy over the windows whose maximum it is.
-  void (*max_pool_backward)(const Exec&, const PoolShape&, const T* dy, const void* tap, T* dx);
+  // dx = the sum of dy over the windows whose maximum it is. mask (like dy; may be null): windows
+  // where it is <= 0 count for nothing. With y of a ReLU's output as mask that is the backward pass
+  // of both: y is positive where its maximum was.
+  void (*max_pool_backward)(const Exec&, const PoolShape&, const T* dy, const void* tap,
+                            const T* mask, T* dx);
   // index = where in its plane (in) each maximum lies.
   void (*max_pool_index)(const Exec&, const PoolShape&, const void* tap, int64_t* index);
   int64_t (*avg_pool_forward_workspace)(const PoolShape&, int threads);
@@ -318,13 +324,16 @@ struct Ops {
   void (*layer_norm_backward)(const Exec&, int64_t rows, int64_t c, const T* x, const T* dy,
                               const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db);
 
-  // ---- move: layout, cat, pad, add, index ----
+  // ---- arithmetic ----
+  // out = a op b over n elements; a or b is one number where so marked. out may be a or b.
+  void (*binary)(const Exec&, Binary, int64_t n, const T* a, bool a_number, const T* b,
+                 bool b_number, T* out);
+
+  // ---- move: layout, cat, pad, index ----
   // dst = src, elementwise over `size`; src and dst differ in strides alone.
   void (*copy)(const Exec&, const StridedShape&, const T* src, T* dst);
   // y = x inside, value outside.
   void (*pad_constant)(const Exec&, const PadShape&, const T* x, T value, T* y);
-  // out = a + b over n elements; out may be a or b.
-  void (*add)(const Exec&, int64_t n, const T* a, const T* b, T* out);
   // The first i whose index is outside [low, high), -1 if there is none. (On CUDA: sets the
   // device's error flag and returns -1.)
   int64_t (*find_outside)(const Exec&, int64_t n, const int64_t* index, int64_t low, int64_t high);

@@ -146,6 +146,25 @@ def test_pools_of_two(spatial, c, dtype):
     np.testing.assert_array_equal(y, reference.avg_pool(x, axes, [0] * spatial))  # exact: / 2^k
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spec", [(2, 2, 0, 1, False), (3, 2, 1, 1, False), (3, 1, 1, 1, True)])
+@pytest.mark.parametrize("c", [1, 6, 16, 19])
+def test_masked_backward_is_also_the_relus(dtype, spec, c):
+    """One pass gives what unmasked pooling and a ReLU's backward pass give one after the other."""
+    rng = np.random.default_rng(6)
+    x = helpers.integers(rng, (3, c, 13, 14), dtype=dtype)
+    x[0, 0, :4] = np.nan
+    rectified = lib.unary_forward("relu", x)
+    y, tap, _ = lib.max_pool_forward(rectified, 2, spec, True, False)
+    dy = lib.channels_last(helpers.integers(rng, y.shape, dtype=dtype))
+    dx = lib.max_pool_backward(dy, tap, x.shape, 2, spec)
+    expected = lib.unary_backward("relu", rectified, dx)
+    masked = lib.max_pool_backward(dy, tap, x.shape, 2, spec, mask=y)
+    np.testing.assert_array_equal(masked, expected)
+    with pytest.raises(ValueError, match="mask must have the gradient's shape"):
+        lib.max_pool_backward(dy, tap, x.shape, 2, spec, mask=y[:, :, 1:])
+
+
 @pytest.mark.parametrize("kernel", [255, 256, 257, 300])
 def test_windows_beyond_a_byte(kernel):
     x = np.arange(2 * 3 * 1500, dtype=np.float32).reshape(2, 3, 1500) * 7919 % 2003

@@ -12,9 +12,7 @@ Unary unary_kind(const std::string& name) {
 }
 
 void check_equal_shapes(const char* op, const Array& a, const Array& dy) {
-  bool equal = a.rank == dy.rank;
-  for (int i = 0; equal && i < a.rank; ++i) equal = a.shape[i] == dy.shape[i];
-  if (!equal)
+  if (!same_shape(a, dy))
     value_error(
         op, "The gradient must have shape " + a.shape_text() + ". Got " + dy.shape_text() + ".");
 }
@@ -34,14 +32,15 @@ py::object unary_forward(const std::string& name, py::handle x_, double a, doubl
   return y.object;
 }
 
+// out (may be dy): the array to write dx into, else a new one.
 py::object unary_backward(const std::string& name, py::handle saved_, py::handle dy_, double a,
-                          double b) {
+                          double b, py::handle out) {
   const Unary kind = unary_kind(name);
   const char* op = name.c_str();
   const Array saved = dense_arg(op, "saved", saved_, Layout::kChannelsLast);
   const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kChannelsLast, saved);
   check_equal_shapes(op, saved, dy);
-  const Array dx = empty(dy.dtype, dy.rank, dy.shape, Layout::kChannelsLast);
+  const Array dx = out_arg(op, out, dy, Layout::kChannelsLast);
   with_float_type(op, dy.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
@@ -138,7 +137,7 @@ void bind_activation(py::module_& m) {
   m.def("unary_forward", &unary_forward, py::arg("name"), py::arg("x"), py::arg("a") = 0.0,
         py::arg("b") = 0.0);
   m.def("unary_backward", &unary_backward, py::arg("name"), py::arg("saved"), py::arg("dy"),
-        py::arg("a") = 0.0, py::arg("b") = 0.0);
+        py::arg("a") = 0.0, py::arg("b") = 0.0, py::arg("out") = py::none());
   m.def("prelu_forward", &prelu_forward);
   m.def("prelu_backward", &prelu_backward);
   m.def("maxout_forward", &maxout_forward);

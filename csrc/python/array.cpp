@@ -62,6 +62,12 @@ std::string Array::shape_text() const {
   return out.str();
 }
 
+bool same_shape(const Array& a, const Array& b) {
+  bool equal = a.rank == b.rank;
+  for (int i = 0; equal && i < a.rank; ++i) equal = a.shape[i] == b.shape[i];
+  return equal;
+}
+
 void value_error(const char* op, const std::string& text) {
   throw py::value_error("[" + std::string(op) + "] " + text);
 }
@@ -127,6 +133,15 @@ Array dense_arg_like(const char* op, const char* name, py::handle object, Layout
 Array optional_arg_like(const char* op, const char* name, py::handle object, Layout layout,
                         const Array& like) {
   return object.is_none() ? Array{} : dense_arg_like(op, name, object, layout, like);
+}
+
+Array out_arg(const char* op, py::handle object, const Array& like, Layout layout) {
+  if (object.is_none()) return empty(like.dtype, like.rank, like.shape, layout);
+  const Array out = array_arg(op, "out", object, like.dtype);
+  if (!same_shape(out, like) || !out.is_dense(layout))
+    value_error(op, "out must have shape " + like.shape_text() + ", dense in the result's layout." +
+                        " Got shape " + out.shape_text() + ".");
+  return out;
 }
 
 Array signal_arg(const char* op, const char* name, py::handle object, int spatial,

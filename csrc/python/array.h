@@ -71,6 +71,8 @@ struct Array {
   std::string shape_text() const;  // "(2, 3)"
 };
 
+bool same_shape(const Array& a, const Array& b);
+
 // Throws ValueError, resp. TypeError, "[op] " + text.
 [[noreturn]] void value_error(const char* op, const std::string& text);
 [[noreturn]] void type_error(const char* op, const std::string& text);
@@ -97,6 +99,9 @@ Array dense(const char* op, const Array& array, Layout layout);
 
 // Uninitialised arrays from the backend's memory pool.
 Array empty(DType dtype, int rank, const int64_t* shape, Layout layout);
+// Where to write a result of `like`'s dtype and shape: `object`, which must be dense in `layout`,
+// or a new array for None.
+Array out_arg(const char* op, py::handle object, const Array& like, Layout layout);
 // The array as the caller sees it; unbatched drops the leading axis (of length 1).
 py::object result(const Array& array, bool unbatched = false);
 

@@ -25,12 +25,6 @@ inline RowShape row_shape(const Array& x) {
   return out;
 }
 
-inline bool same_shape(const Array& a, const Array& b) {
-  bool equal = a.rank == b.rank;
-  for (int i = 0; equal && i < a.rank; ++i) equal = a.shape[i] == b.shape[i];
-  return equal;
-}
-
 // int64 classes, C-contiguous, of x's shape without the class axis.
 inline Array classes_arg(const char* op, const Array& x, py::handle target_) {
   const Array target = array_arg(op, "target", target_, DType::kInt64);

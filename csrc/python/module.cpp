@@ -9,6 +9,7 @@ void bind_linear(py::module_& m);
 void bind_local(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_activation(py::module_& m);
+void bind_arithmetic(py::module_& m);
 void bind_softmax(py::module_& m);
 void bind_loss(py::module_& m);
 void bind_loss_pointwise(py::module_& m);
@@ -28,6 +29,7 @@ PYBIND11_MODULE(CONVGRAD_BACKEND, m, pybind11::mod_gil_not_used()) {
   bind_local(m);
   bind_pool(m);
   bind_activation(m);
+  bind_arithmetic(m);
   bind_softmax(m);
   bind_loss(m);
   bind_loss_pointwise(m);

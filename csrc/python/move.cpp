@@ -25,23 +25,6 @@ py::object empty_like(py::handle like) {
   return empty(a.dtype, a.rank, a.shape, Layout::kChannelsLast).object;
 }
 
-// a + b of equal shapes, channels-last.
-py::object add(py::handle a_, py::handle b_) {
-  const Array a = dense_arg("add", "a", a_, Layout::kChannelsLast);
-  const Array b = dense_arg_like("add", "b", b_, Layout::kChannelsLast, a);
-  bool equal = a.rank == b.rank;
-  for (int i = 0; equal && i < a.rank; ++i) equal = a.shape[i] == b.shape[i];
-  if (!equal)
-    value_error("add", "a and b must have one shape. Got " + a.shape_text() + " and " +
-                           b.shape_text() + ".");
-  const Array out = empty(a.dtype, a.rank, a.shape, Layout::kChannelsLast);
-  with_float_type("add", a.dtype, [&](auto t) {
-    using T = decltype(t);
-    run([&](const Exec& exec) { ops<T>().add(exec, a.size(), a.as<T>(), b.as<T>(), out.as<T>()); });
-  });
-  return out.object;
-}
-
 // dst[0 .. shape) = src, from element `src_at` to element `dst_at` on, over the axes of `shape`.
 void copy_block(const char* op, const Array& src, int64_t src_at, const Array& dst, int64_t dst_at,
                 const int64_t* shape) {
@@ -233,7 +216,6 @@ void bind_move(py::module_& m) {
   m.def("contiguous", &contiguous);
   m.def("is_channels_last", &is_channels_last);
   m.def("empty_like", &empty_like);
-  m.def("add", &add);
   m.def("cat", &cat);
   m.def("narrow", &narrow);
   m.def("index_rows", &index_rows);

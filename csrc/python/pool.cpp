@@ -95,8 +95,9 @@ py::tuple max_pool_forward(py::handle x_, int spatial, const py::tuple& spec, bo
                         with_index ? result(index, unbatched) : py::none());
 }
 
+// mask: the output of a max pool over a ReLU, whose backward pass this then does too; or None.
 py::object max_pool_backward(py::handle dy_, py::handle tap_, const py::tuple& x_shape, int spatial,
-                             const py::tuple& spec) {
+                             const py::tuple& spec, py::handle mask_) {
   const Pool pool("max_pool", spatial, spec);
   bool unbatched;
   const Array dy = signal_arg(pool.op(), "gradient", dy_, spatial, &unbatched);
@@ -105,11 +106,20 @@ py::object max_pool_backward(py::handle dy_, py::handle tap_, const py::tuple& x
       array_arg(pool.op(), "tap", tap_, s.tap_bytes() == 1 ? DType::kUInt8 : DType::kInt32);
   if (tap.size() != s.y_size() || !tap.is_dense(Layout::kChannelsLast))
     value_error(pool.op(), "tap must be the forward pass's. Got shape " + tap.shape_text() + ".");
+  Array mask;
+  if (!mask_.is_none()) {
+    bool mask_unbatched;
+    mask = signal_arg(pool.op(), "mask", mask_, spatial, &mask_unbatched);
+    if (!same_shape(mask, dy) || mask.dtype != dy.dtype)
+      value_error(pool.op(), "mask must have the gradient's shape, " + dy.shape_text() +
+                                 ", and dtype. Got " + mask.shape_text() + " " +
+                                 name_of(mask.dtype) + ".");
+  }
   const Array dx = empty_signal(dy.dtype, spatial, s, s.in);
   with_float_type(pool.op(), dy.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
-      ops<T>().max_pool_backward(exec, s, dy.as<T>(), tap.data, dx.as<T>());
+      ops<T>().max_pool_backward(exec, s, dy.as<T>(), tap.data, mask.as<T>(), dx.as<T>());
     });
   });
   return result(dx, unbatched);
@@ -227,7 +237,8 @@ py::object max_unpool_backward(py::handle dy_, py::handle index_, int spatial) {
 
 void bind_pool(py::module_& m) {
   m.def("max_pool_forward", &max_pool_forward);
-  m.def("max_pool_backward", &max_pool_backward);
+  m.def("max_pool_backward", &max_pool_backward, py::arg("dy"), py::arg("tap"), py::arg("x_shape"),
+        py::arg("spatial"), py::arg("spec"), py::arg("mask") = py::none());
   m.def("avg_pool_forward", &avg_pool_forward);
   m.def("avg_pool_backward", &avg_pool_backward);
   m.def("max_unpool_forward", &max_unpool_forward);

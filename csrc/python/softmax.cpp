@@ -55,9 +55,7 @@ py::object softmax_backward(py::handle y_, py::handle dy_, int64_t dim, bool log
   const Layout layout = layout_for(op, y_, dim);
   const Array y = dense_arg(op, "output", y_, layout);
   const Array dy = dense_arg_like(op, "gradient", dy_, layout, y);
-  bool equal = y.rank == dy.rank;
-  for (int i = 0; equal && i < y.rank; ++i) equal = y.shape[i] == dy.shape[i];
-  if (!equal)
+  if (!same_shape(y, dy))
     value_error(
         op, "The gradient must have shape " + y.shape_text() + ". Got " + dy.shape_text() + ".");
   const Around s = around(y, layout, dim);

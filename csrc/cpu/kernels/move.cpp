@@ -1,5 +1,5 @@
-// Moving data: strided copies (layout conversion, cat, narrow), constant padding, sums of equal
-// layouts, rows by index and their adjoint.
+// Moving data: strided copies (layout conversion, cat, narrow), constant padding, rows
+// by index and their adjoint.
 #include "parallel.h"
 #include "vec.h"
 
@@ -201,14 +201,7 @@ void pad_constant(const Exec& exec, const PadShape& s, const T* x, T value, T* y
   });
 }
 
-// ---- sums, indices ----
-
-template <class T>
-void add(const Exec& exec, int64_t n, const T* a, const T* b, T* out) {
-  parallel_ranges(exec, n, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) out[i] = a[i] + b[i];
-  });
-}
+// ---- indices ----
 
 inline int64_t find_outside(const Exec&, int64_t n, const int64_t* index, int64_t low,
                             int64_t high) {
@@ -264,10 +257,9 @@ void index_add(const Exec& exec, int64_t count, int64_t cols, const int64_t* ind
 }
 
 template <class T>
-void add_all(Ops<T>& table) {
+void add(Ops<T>& table) {
   table.copy = copy<T>;
   table.pad_constant = pad_constant<T>;
-  table.add = add<T>;
   table.find_outside = find_outside;
   table.index_rows = index_rows<T>;
   table.index_add = index_add<T>;
@@ -276,7 +268,7 @@ void add_all(Ops<T>& table) {
 }  // namespace
 
 namespace CONVGRAD_ISA {
-void add_move(Ops<float>& table) { add_all(table); }
-void add_move(Ops<double>& table) { add_all(table); }
+void add_move(Ops<float>& table) { add(table); }
+void add_move(Ops<double>& table) { add(table); }
 }  // namespace CONVGRAD_ISA
 }  // namespace convgrad::cpu

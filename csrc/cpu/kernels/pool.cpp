@@ -66,14 +66,23 @@ void max_pool_forward(const Exec& exec, const PoolShape& s, const T* x, T* y, vo
   }
 }
 
+// The gradients of W outputs from `at` on, 0 where the mask is not positive.
+template <class T, int W>
+inline Lanes<T, W> masked(const T* dy, const T* mask, int64_t at) {
+  const Lanes<T, W> g = get<T, W>(dy + at);
+  if (mask == nullptr) return g;
+  return get<T, W>(mask + at) <= T(0) ? Lanes<T, W>{} : g;
+}
+
 template <class T, class Tap>
-void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* tap, T* dx) {
+void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* tap, const T* mask,
+                  T* dx) {
   if (windows_are_apart(s)) {
     backward_by_windows(
         exec, s, dx, [&](const List<int32_t>& list, T* image, int64_t base, int64_t pixel) {
           for_channels<T>(s.c, true, [&](auto w, int64_t c) {
             constexpr int W = w.value;
-            const Lanes<T, W> g = get<T, W>(dy + pixel * s.c + c);
+            const Lanes<T, W> g = masked<T, W>(dy, mask, pixel * s.c + c);
             const auto at = get_taps<Index<T>, W>(tap + pixel * s.c + c);
             for (int t = 0; t < list.count; ++t)
               put<T, W>(image + (base + list.offset[t] + c),
@@ -96,7 +105,7 @@ void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* 
           for (int t = 0; t < list.count; ++t) {
             const int64_t from = base + list.offset[t] + p.c0 + c;
             const auto at = get_taps<Index<T>, W>(tap + from);
-            const Lanes<T, W> g = get<T, W>(dy + from);
+            const Lanes<T, W> g = masked<T, W>(dy, mask, from);
             sum += at == static_cast<Index<T>>(list.value[t]) ? g : Lanes<T, W>{};
           }
           put<T, W>(to, sum);
@@ -105,11 +114,12 @@ void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* 
 }
 
 template <class T>
-void max_pool_backward(const Exec& exec, const PoolShape& s, const T* dy, const void* tap, T* dx) {
+void max_pool_backward(const Exec& exec, const PoolShape& s, const T* dy, const void* tap,
+                       const T* mask, T* dx) {
   if (s.tap_bytes() == 1) {
-    max_backward(exec, s, dy, static_cast<const uint8_t*>(tap), dx);
+    max_backward(exec, s, dy, static_cast<const uint8_t*>(tap), mask, dx);
   } else {
-    max_backward(exec, s, dy, static_cast<const int32_t*>(tap), dx);
+    max_backward(exec, s, dy, static_cast<const int32_t*>(tap), mask, dx);
   }
 }
 

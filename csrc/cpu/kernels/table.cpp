@@ -15,6 +15,7 @@ CONVGRAD_ADD(pool);
 CONVGRAD_ADD(pool_avg);
 CONVGRAD_ADD(activation);
 CONVGRAD_ADD(activation_channels);
+CONVGRAD_ADD(arithmetic);
 CONVGRAD_ADD(softmax);
 CONVGRAD_ADD(loss);
 CONVGRAD_ADD(loss_dice);
@@ -37,6 +38,7 @@ void add_every(Ops<T>& table) {
   add_pool_avg(table);
   add_activation(table);
   add_activation_channels(table);
+  add_arithmetic(table);
   add_softmax(table);
   add_loss(table);
   add_loss_dice(table);

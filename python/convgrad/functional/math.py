@@ -112,6 +112,27 @@ def elementwise(ufunc: Any, *operands: Any, dtype: Any = None) -> Array:
         return ufunc(*operands, out=out)
 
 
+def combine(name: str, a: Any, b: Any) -> Array:
+    """a op b for arrays and numbers of one type, broadcast; op is a name of ``_UFUNCS``."""
+    like = a if isinstance(a, np.ndarray) else b
+    if like.dtype.kind == "f":
+        out = getattr(lib_of(like), name)(a, b)
+        if out is not None:
+            return out
+    return elementwise(_UFUNCS[name], a, b)
+
+
+# What does the kernels' arithmetic for integers and where shapes are broadcast.
+_UFUNCS = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.true_divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+}
+
+
 def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(*shapes)
@@ -282,11 +303,7 @@ class Add(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = _shape(a), _shape(b)
-        if type(a) is type(b) and self.shapes[0] == self.shapes[1] and a.dtype.kind == "f":
-            lib = lib_of(a)
-            if a.ndim < 3 or lib.is_channels_last(a):
-                return lib.add(a, b)
-        return elementwise(np.add, a, b)
+        return combine("add", a, b)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         (a, b), (need_a, need_b) = self.shapes, self.needs
@@ -298,7 +315,7 @@ class Sub(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = _shape(a), _shape(b)
-        return elementwise(np.subtract, a, b)
+        return combine("sub", a, b)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         (a, b), (need_a, need_b) = self.shapes, self.needs
@@ -315,13 +332,13 @@ class Mul(Op):
         self.shapes = _shape(a), _shape(b)
         need_a, need_b = self.needs
         self.saved = a if need_b else None, b if need_a else None
-        return elementwise(np.multiply, a, b)
+        return combine("mul", a, b)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         a, b = self.saved
         need_a, need_b = self.needs
-        da = sum_to(elementwise(np.multiply, dy, b), self.shapes[0]) if need_a else None
-        db = sum_to(elementwise(np.multiply, dy, a), self.shapes[1]) if need_b else None
+        da = sum_to(combine("mul", dy, b), self.shapes[0]) if need_a else None
+        db = sum_to(combine("mul", dy, a), self.shapes[1]) if need_b else None
         return da, db
 
 
@@ -332,17 +349,17 @@ class Div(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = _shape(a), _shape(b)
-        y = elementwise(np.true_divide, a, b)
+        y = combine("div", a, b)
         self.saved = b, y if self.needs[1] else None
         return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         b, y = self.saved
         need_a, need_b = self.needs
-        q = elementwise(np.true_divide, dy, b)
+        q = combine("div", dy, b)
         db = None
         if need_b:
-            db = elementwise(np.multiply, q, y)
+            db = combine("mul", q, y)
             db = sum_to(np.negative(db, out=db), self.shapes[1])
         return sum_to(q, self.shapes[0]) if need_a else None, db
 
@@ -370,11 +387,11 @@ class Pow(Op):
                 slope = elementwise(np.power, a, less)
                 np.multiply(slope, b, out=slope)
                 slope[np.broadcast_to(np.equal(b, 0), slope.shape)] = 0
-                da = sum_to(elementwise(np.multiply, dy, slope), self.shapes[0])
+                da = sum_to(combine("mul", dy, slope), self.shapes[0])
             if need_b:
                 logs = np.where(np.equal(a, 0) & np.greater_equal(b, 0), 0, np.log(a))
-                slope = elementwise(np.multiply, y, np.asarray(logs, dy.dtype))
-                db = sum_to(elementwise(np.multiply, dy, slope), self.shapes[1])
+                slope = combine("mul", y, np.asarray(logs, dy.dtype))
+                db = sum_to(combine("mul", dy, slope), self.shapes[1])
         return da, db
 
 
@@ -383,11 +400,11 @@ class Extremum(Op):
 
     fresh = True
 
-    def forward(self, a: Array, b: Array, ufunc: Any) -> Array:
+    def forward(self, a: Array, b: Array, name: str) -> Array:
         self.shapes = _shape(a), _shape(b)
         self.saved = a, b
-        self.wins = np.greater if ufunc is np.maximum else np.less
-        return elementwise(ufunc, a, b)
+        self.wins = np.greater if name == "maximum" else np.less
+        return combine(name, a, b)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         a, b = self.saved
@@ -399,7 +416,7 @@ class Extremum(Op):
                 continue
             # NaN wins nothing by comparison, but it is the result: its operand takes the gradient.
             share = self.wins(first, second) | np.isnan(first) | np.isnan(second)
-            grads.append(sum_to(elementwise(np.multiply, dy, share + half), self.shapes[i]))
+            grads.append(sum_to(combine("mul", dy, share + half), self.shapes[i]))
         return tuple(grads)
 
 
@@ -451,12 +468,12 @@ def pow(input: Any, exponent: Any) -> Tensor:
 
 def maximum(input: Any, other: Any) -> Tensor:
     """The larger of the two, elementwise; NaN where either is NaN."""
-    return Extremum.apply(_same_type("maximum", input, other), np.maximum)
+    return Extremum.apply(_same_type("maximum", input, other), "maximum")
 
 
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of the two, elementwise; NaN where either is NaN."""
-    return Extremum.apply(_same_type("minimum", input, other), np.minimum)
+    return Extremum.apply(_same_type("minimum", input, other), "minimum")
 
 
 def compare(ufunc: Callable[..., Any], a: Any, b: Any) -> Tensor:
@@ -581,7 +598,7 @@ class Exp(Op):
         return y
 
     def backward(self, dy: Array) -> Array:
-        return elementwise(np.multiply, dy, self.saved[0])
+        return combine("mul", dy, self.saved[0])
 
 
 class Log(Op):
@@ -594,7 +611,7 @@ class Log(Op):
         return elementwise(np.log, x)
 
     def backward(self, dy: Array) -> Array:
-        return elementwise(np.true_divide, dy, self.saved[0])
+        return combine("div", dy, self.saved[0])
 
 
 class Sqrt(Op):
@@ -608,7 +625,7 @@ class Sqrt(Op):
         return y
 
     def backward(self, dy: Array) -> Array:
-        dx = elementwise(np.add, self.saved[0], self.saved[0])
+        dx = combine("add", self.saved[0], self.saved[0])
         with np.errstate(all="ignore"):
             return np.true_divide(dy, dx, out=dx)
 
@@ -639,7 +656,7 @@ class Sign(Op):
         return y
 
     def backward(self, dy: Array) -> Array:
-        return elementwise(np.multiply, np.zeros_like(dy), 0)
+        return combine("mul", np.zeros_like(dy), 0)
 
 
 class Clamp(Op):
@@ -657,7 +674,7 @@ class Clamp(Op):
 
     def backward(self, dy: Array) -> Array:
         (x,), (low, high) = self.saved, self.bounds
-        dx = elementwise(np.multiply, dy, 1)
+        dx = combine("mul", dy, 1)
         outside = np.zeros(x.shape, BOOL)
         if low is not None:
             outside |= x < low
@@ -796,7 +813,7 @@ class Var(Op):
     ) -> Array:
         n = _count(x.shape, axes) - correction
         self.axes, self.n, self.root = axes, n if n > 0 else 0, root
-        centred = elementwise(np.subtract, x, _mean(x, axes, True))
+        centred = combine("sub", x, _mean(x, axes, True))
         with np.errstate(all="ignore"):
             squares = np.multiply(centred, centred, dtype=np.float64)
             y = _add_reduce(squares, axis=axes, keepdims=keepdim) / np.float64(self.n)
@@ -811,7 +828,7 @@ class Var(Op):
                 slope = np.where(y == 0, 0, dy / (y * self.n)).astype(dy.dtype)
             else:
                 slope = np.asarray(dy * dy.dtype.type(2) / dy.dtype.type(self.n))
-            return elementwise(np.multiply, centred, _keep(slope, centred.shape, self.axes))
+            return combine("mul", centred, _keep(slope, centred.shape, self.axes))
 
 
 class Amax(Op):
@@ -1034,13 +1051,13 @@ class Cumsum(Op):
 
     def backward(self, dy: Array) -> Array:
         if dy.ndim == 0:
-            return elementwise(np.multiply, dy, 1)
+            return combine("mul", dy, 1)
         return duplicate(np.flip(_cumulate(np.flip(dy, self.axis), self.axis), self.axis))
 
 
 def _cumulate(x: Array, axis: int) -> Array:
     if x.ndim == 0:
-        return elementwise(np.multiply, x, 1)
+        return combine("mul", x, 1)
     out = empty(x.shape, x.dtype, (x,))
     out[...] = np.cumsum(x, axis, dtype=np.float64 if x.dtype.kind == "f" else x.dtype)
     return out
