@@ -310,12 +310,16 @@ struct Ops {
   int64_t (*norm_workspace)(const NormShape&, int threads);  // of all three
   void (*norm_statistics)(const Exec&, const NormShape&, const T* x, T* mean, T* var,
                           const double* momentum, T* running_mean, T* running_var);
-  // y = (x - mean) / sqrt(var + eps) * w + b; w and b (c) may be null. y may be x.
+  // y = (x - mean) / sqrt(var + eps) * w + b, plus residual (as x), and then max(0, .) for relu; w
+  // and b (c) and residual may be null. y may be x or residual.
   void (*norm_apply)(const Exec&, const NormShape&, const T* x, const T* mean, const T* var,
-                     const T* w, const T* b, T* y);
-  // dx, dw (c), db (c), each where not null. fixed: mean and var do not depend on x.
-  void (*norm_backward)(const Exec&, const NormShape&, const T* x, const T* dy, const T* mean,
-                        const T* var, const T* w, bool fixed, T* dx, T* dw, T* db);
+                     const T* w, const T* b, const T* residual, bool relu, T* y);
+  // dx, dw (c), db (c), each where not null. fixed: mean and var do not depend on x. mask (as x, or
+  // null): dy counts as 0 where the mask is <= 0, as behind a ReLU whose output it is; that dy goes
+  // to dmasked where not null, which is the gradient of the residual. dmasked may be dy.
+  void (*norm_backward)(const Exec&, const NormShape&, const T* x, const T* dy, const T* mask,
+                        const T* mean, const T* var, const T* w, bool fixed, T* dx, T* dw, T* db,
+                        T* dmasked);
   // The same for each row of x (rows, c) alone: mean and inverse standard deviation (rows), w and
   // b (c).
   void (*layer_norm_forward)(const Exec&, int64_t rows, int64_t c, double eps, const T* x,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
+from convgrad import _cpu
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -142,6 +143,42 @@ def test_threads(shape):
     for _, op, _, parameter in cases(shape):
         x, w, b, dy = inputs(RNG(3), shape, parameter)
         assert_same_bits_for_any_threads(lambda: forward_and_gradients(op, [x, w, b], dy))  # noqa: B023
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize(("per_sample", "groups"), [(False, 0), (True, 1)])
+def test_relu_and_residual_are_the_separate_ops(shape, dtype, with_residual, per_sample, groups):
+    """norm, add and relu in one pass, forward and backward: the separate ops' bits."""
+    rng = RNG(11)
+    x, w, b, dy = inputs(rng, shape, (shape[1],), dtype=dtype)
+    residual = rng.standard_normal(shape).astype(dtype) if with_residual else None
+    x.flat[3], dy.flat[7] = -np.inf, np.nan
+    args = "norm", x, w, b, None, None, per_sample, groups, True, 0.1, 1e-5
+    plain, mean, var = _cpu.norm_forward(*args)
+    if with_residual:
+        plain = _cpu.add(plain, _cpu.channels_last(residual))
+    expected = F.relu(cg.tensor(plain)).array
+    y, *statistics = _cpu.norm_forward(*args, relu=True, residual=residual)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(statistics, [mean, var])
+    unfused = _cpu.norm_forward(*args, residual=residual)[0]
+    np.testing.assert_array_equal(unfused, plain)
+
+    args = x, w, mean, var, per_sample, groups, False, 1e-5, True, True, True
+    masked = np.where(y <= 0, dtype(0), dy)
+    *grads, rest = _cpu.norm_backward("norm", masked, *args)
+    assert rest is None
+    got = _cpu.norm_backward("norm", dy, *args, mask=y, need_residual=True)
+    for g, e in zip(got, [*grads, masked], strict=True):
+        np.testing.assert_array_equal(g, e)
+    got = _cpu.norm_backward("norm", dy, *args, mask=y)
+    for g, e in zip(got, [*grads, None], strict=True):
+        np.testing.assert_array_equal(g, e)
+    got = _cpu.norm_backward("norm", dy, *args, need_residual=True)
+    np.testing.assert_array_equal(got[3], dy)
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,25 @@ Array running_arg(const char* op, const char* name, py::handle object, const Arr
   return a;
 }
 
-// (y, mean, var). Not training: mean and var are running_mean and running_var themselves.
+// None, or an array of x's shape and layout.
+Array like_arg(const char* op, const char* name, py::handle object, const Array& x) {
+  const Array a = optional_arg_like(op, name, object, Layout::kChannelsLast, x);
+  if (a && !same_shape(a, x))
+    value_error(op, std::string(name) + " must have the input's shape, " + x.shape_text() +
+                        ". Got " + a.shape_text() + ".");
+  return a;
+}
+
+// (y, mean, var), y = norm(x) + residual, and max(0, .) of that for relu. Not training: mean and
+// var are running_mean and running_var themselves.
 py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle b_,
                        py::handle running_mean_, py::handle running_var_, bool per_sample,
-                       int64_t groups, bool training, double momentum, double eps) {
+                       int64_t groups, bool training, double momentum, double eps, bool relu,
+                       py::handle residual_) {
   const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
   const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
   const Array w = channel_arg(op, "weight", w_, x), b = channel_arg(op, "bias", b_, x);
+  const Array residual = like_arg(op, "residual", residual_, x);
   const Array running_mean = running_arg(op, "running_mean", running_mean_, x);
   const Array running_var = running_arg(op, "running_var", running_var_, x);
   if (bool(running_mean) != bool(running_var) || (!training && !running_mean))
@@ -63,36 +75,41 @@ py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle 
             ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), &momentum,
                                      running_mean.as<T>(), running_var.as<T>());
           ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), w.as<T>(), b.as<T>(),
-                              y.as<T>());
+                              residual.as<T>(), relu, y.as<T>());
         });
   });
   return py::make_tuple(y.object, mean.object, var.object);
 }
 
-// (dx, dw, db), None for what is not needed. mean and var as norm_forward returned them.
+// (dx, dw, db, dresidual), None for what is not needed. mean and var as norm_forward returned them;
+// mask: its y where that went through a ReLU. Without one the residual's gradient is dy itself.
 py::tuple norm_backward(const char* op, py::handle dy_, py::handle x_, py::handle w_,
                         py::handle mean_, py::handle var_, bool per_sample, int64_t groups,
-                        bool fixed, double eps, bool need_x, bool need_w, bool need_b) {
+                        bool fixed, double eps, bool need_x, bool need_w, bool need_b,
+                        py::handle mask_, bool need_residual) {
   const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
-  const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kChannelsLast, x);
+  const Array dy = like_arg(op, "gradient", dy_, x), mask = like_arg(op, "mask", mask_, x);
   const Array w = channel_arg(op, "weight", w_, x);
   const Array mean = array_arg(op, "mean", mean_, x.dtype);
   const Array var = array_arg(op, "var", var_, x.dtype);
   const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
-  Array dx, dw, db;
+  Array dx, dw, db, dmasked;
   if (need_x) dx = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  if (need_residual && mask) dmasked = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
   if (need_w) dw = empty(x.dtype, 1, &s.c, Layout::kC);
   if (need_b) db = empty(x.dtype, 1, &s.c, Layout::kC);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().norm_backward(exec, s, x.as<T>(), dy.as<T>(), mean.as<T>(), var.as<T>(),
-                                 w.as<T>(), fixed, dx.as<T>(), dw.as<T>(), db.as<T>());
+          ops<T>().norm_backward(exec, s, x.as<T>(), dy.as<T>(), mask.as<T>(), mean.as<T>(),
+                                 var.as<T>(), w.as<T>(), fixed, dx.as<T>(), dw.as<T>(), db.as<T>(),
+                                 dmasked.as<T>());
         });
   });
+  if (need_residual && !mask) dmasked = dy;
   const auto given = [](const Array& a) { return a ? a.object : py::none(); };
-  return py::make_tuple(given(dx), given(dw), given(db));
+  return py::make_tuple(given(dx), given(dw), given(db), given(dmasked));
 }
 
 // The last axes of x that `normalized` (a tuple) names, as rows and columns.
@@ -181,8 +198,13 @@ py::tuple layer_norm_backward(py::handle dy_, py::handle x_, py::handle w_, py::
 }  // namespace
 
 void bind_norm(py::module_& m) {
-  m.def("norm_forward", &norm_forward);
-  m.def("norm_backward", &norm_backward);
+  using namespace py::literals;
+  m.def("norm_forward", &norm_forward, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
+        "running_var"_a, "per_sample"_a, "groups"_a, "training"_a, "momentum"_a, "eps"_a,
+        "relu"_a = false, "residual"_a = py::none());
+  m.def("norm_backward", &norm_backward, "op"_a, "dy"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
+        "per_sample"_a, "groups"_a, "fixed"_a, "eps"_a, "need_x"_a, "need_w"_a, "need_b"_a,
+        "mask"_a = py::none(), "need_residual"_a = false);
   m.def("layer_norm_forward", &layer_norm_forward);
   m.def("layer_norm_backward", &layer_norm_backward);
 }

@@ -17,12 +17,27 @@ namespace {
 // Rows of one work item, by shape alone: about 64 KB of floats, at most 4,096 rows.
 int64_t rows_per_item(int64_t c) { return max_of(16, min_of(4096, (1 << 14) / c)); }
 
-// The row blocks of all batches, and per block two sums per channel.
+// The row blocks of all batches.
 struct Blocks {
   int64_t rows, per_batch, count;
   explicit Blocks(const NormShape& s)
       : rows(rows_per_item(s.c)), per_batch(ceil_div(s.rows, rows)), count(s.batches * per_batch) {}
 };
+
+// Rows [begin, end) of `batch`, counted from the first batch's first.
+struct Block {
+  int64_t index, batch, begin, end;
+};
+template <class Body>
+void for_blocks(const Exec& exec, const NormShape& s, int64_t work, const Body& body) {
+  const Blocks blocks(s);
+  parallel_for(exec, blocks.count, work, [&](int64_t item, int) {
+    const int64_t batch = item / blocks.per_batch;
+    const int64_t first = item % blocks.per_batch * blocks.rows;
+    const int64_t last = min_of(first + blocks.rows, s.rows);
+    body(Block{item, batch, batch * s.rows + first, batch * s.rows + last});
+  });
+}
 
 // ---- statistics ----
 
@@ -49,19 +64,15 @@ struct Scratch {
   T* row(int64_t batch, int which) const { return rows + (batch * kRows + which) * width; }
 };
 
-// body(begin, end, batch, sums) for every block, rows counted from the first batch's first; then
-// totals (batches, 2, c), added up in block order.
-template <class T, class Body>
+// terms(batch) summed over every block; then totals (batches, 2, c), added up in block order.
+template <class T, class Terms>
 void block_sums(const Exec& exec, const NormShape& s, int64_t work, const Scratch<T>& scratch,
-                const Body& body) {
-  const Blocks blocks(s);
-  parallel_for(exec, blocks.count, work, [&](int64_t item, int) {
-    const int64_t batch = item / blocks.per_batch;
-    const int64_t first = item % blocks.per_batch * blocks.rows;
-    const int64_t last = min_of(first + blocks.rows, s.rows);
-    body(batch * s.rows + first, batch * s.rows + last, batch,
-         scratch.sums + item * 2 * scratch.width);
+                const Terms& terms) {
+  for_blocks(exec, s, work, [&](const Block& block) {
+    column_pairs<T>(block.begin, block.end, s.c, scratch.sums + block.index * 2 * scratch.width,
+                    terms(block.batch));
   });
+  const Blocks blocks(s);
   for (int64_t batch = 0; batch < s.batches; ++batch) {
     double* total = scratch.totals + batch * 2 * s.c;
     for (int64_t i = 0; i < 2 * s.c; ++i) total[i] = 0;
@@ -129,10 +140,8 @@ void norm_statistics(const Exec& exec, const NormShape& s, const T* x, T* mean, 
     for (int64_t c = 0; c < s.c; ++c) shift[c] = x[batch * s.rows * s.c + c];
     repeat(s.c, shift);
   }
-  const int64_t work = s.batches * s.rows * s.c;
-  block_sums(exec, s, work, scratch, [&](int64_t begin, int64_t end, int64_t batch, double* sums) {
-    column_pairs<T>(begin, end, s.c, sums, Deviations<T>{x, scratch.row(batch, 0)});
-  });
+  block_sums(exec, s, s.batches * s.rows * s.c, scratch,
+             [&](int64_t batch) { return Deviations<T>{x, scratch.row(batch, 0)}; });
   for (int64_t batch = 0; batch < s.batches; ++batch)
     finish_statistics(s, x, scratch.totals + batch * 2 * s.c, batch, mean, var);
   if (running_mean) update_running(s, mean, var, *momentum, running_mean, running_var);
@@ -145,24 +154,52 @@ T inverse_std(const NormShape& s, T var) {
 
 // ---- y = (x - mean) * scale + bias ----
 
-// out = (x - rows[0]) * rows[1] + rows[2] over rows [begin, end).
-template <class T>
-void scale_shift(int64_t begin, int64_t end, int64_t c, const T* x, const T* mean, const T* scale,
-                 const T* bias, T* out) {
+// body(Width<W>, at, coefficients) for every W elements of rows [begin, end): `at` is the first
+// one's place, the coefficients are those of the N folded rows for its columns.
+template <class T, int N, class Body>
+void for_rows(int64_t begin, int64_t end, int64_t c, const T* const (&rows)[N], const Body& body) {
   constexpr int kL = kLanes<T>;
   const Fold<T> f(c);
   int64_t at = begin * c;
-  for (const int64_t last = end * c; at + f.width <= last; at += f.width)
-    for (int64_t i = 0; i < f.width; i += kL)
-      store(out + at + i, (load(x + at + i) - load(mean + i)) * load(scale + i) + load(bias + i));
-  for (; at < end * c; ++at) out[at] = (x[at] - mean[at % c]) * scale[at % c] + bias[at % c];
+  const int64_t last = end * c;
+  if (f.width == kGroup * kL) {  // the coefficients stay in registers
+    Vec<T> k[kGroup][N];
+#pragma GCC unroll 16
+    for (int v = 0; v < kGroup; ++v)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) k[v][n] = load(rows[n] + v * kL);
+    for (; at + f.width <= last; at += f.width)
+#pragma GCC unroll 16
+      for (int v = 0; v < kGroup; ++v) body(Width<kL>{}, at + v * kL, k[v]);
+  }
+  for (; at + f.width <= last; at += f.width)
+    for (int64_t i = 0; i < f.width; i += kL) {
+      Vec<T> k[N];
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) k[n] = load(rows[n] + i);
+      body(Width<kL>{}, at + i, k);
+    }
+  for (; at < last; ++at) {
+    T k[N];
+    for (int n = 0; n < N; ++n) k[n] = rows[n][at % c];
+    body(Width<1>{}, at, k);
+  }
+}
+
+// A flag that is known when a loop is compiled.
+template <bool B>
+struct Flag {
+  static constexpr bool value = B;
+};
+template <class Fn>
+void with_flag(bool flag, const Fn& fn) {
+  flag ? fn(Flag<true>{}) : fn(Flag<false>{});
 }
 
 template <class T>
 void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean, const T* var,
-                const T* w, const T* b, T* y) {
+                const T* w, const T* b, const T* residual, bool relu, T* y) {
   const Scratch<T> scratch(exec, s);
-  const Blocks blocks(s);
   for (int64_t batch = 0; batch < s.batches; ++batch) {
     T* row[3];
     for (int i = 0; i < 3; ++i) row[i] = scratch.row(batch, i);
@@ -173,29 +210,38 @@ void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean,
     }
     for (T* r : row) repeat(s.c, r);
   }
-  parallel_for(exec, blocks.count, s.batches * s.rows * s.c, [&](int64_t item, int) {
-    const int64_t batch = item / blocks.per_batch;
-    const int64_t first = item % blocks.per_batch * blocks.rows;
-    const int64_t last = min_of(first + blocks.rows, s.rows);
-    scale_shift(batch * s.rows + first, batch * s.rows + last, s.c, x, scratch.row(batch, 0),
-                scratch.row(batch, 1), scratch.row(batch, 2), y);
+  const auto apply = [&](auto with_residual, auto with_relu) {
+    const auto element = [=](auto width, int64_t at, const auto* k) {
+      constexpr int W = decltype(width)::value;
+      Lanes<T, W> v = (get<T, W>(x + at) - k[0]) * k[1] + k[2];
+      if constexpr (decltype(with_residual)::value) v += get<T, W>(residual + at);
+      if constexpr (decltype(with_relu)::value) v = v < T(0) ? Lanes<T, W>{} : v;
+      put<T, W>(y + at, v);
+    };
+    for_blocks(exec, s, s.batches * s.rows * s.c, [&](const Block& block) {
+      const T* const rows[3] = {scratch.row(block.batch, 0), scratch.row(block.batch, 1),
+                                scratch.row(block.batch, 2)};
+      for_rows(block.begin, block.end, s.c, rows, element);
+    });
+  };
+  with_flag(residual != nullptr, [&](auto with_residual) {
+    with_flag(relu, [&](auto with_relu) { apply(with_residual, with_relu); });
   });
 }
 
 // ---- backward ----
 
 // The sums per batch and channel.
-template <class T>
-void gradient_sums(const Exec& exec, const NormShape& s, const T* x, const T* dy, const T* mean,
-                   const Scratch<T>& scratch) {
+template <class T, bool kMasked>
+void gradient_sums(const Exec& exec, const NormShape& s, const T* x, const Gradient<T, kMasked>& dy,
+                   const T* mean, T* kept, const Scratch<T>& scratch) {
   for (int64_t batch = 0; batch < s.batches; ++batch) {
     T* row = scratch.row(batch, 0);
     for (int64_t c = 0; c < s.c; ++c) row[c] = mean[batch * s.c + c];
     repeat(s.c, row);
   }
-  const int64_t work = 2 * s.batches * s.rows * s.c;
-  block_sums(exec, s, work, scratch, [&](int64_t begin, int64_t end, int64_t batch, double* sums) {
-    column_pairs<T>(begin, end, s.c, sums, GradientTerms<T>{x, dy, scratch.row(batch, 0)});
+  block_sums(exec, s, 2 * s.batches * s.rows * s.c, scratch, [&](int64_t batch) {
+    return GradientTerms<T, kMasked>{x, scratch.row(batch, 0), dy, kept};
   });
 }
 
@@ -240,39 +286,35 @@ void input_coefficients(const NormShape& s, const T* var, const T* w, bool fixed
   for (int i = 1; i < kRows; ++i) repeat(s.c, scratch.row(batch, i));
 }
 
-template <class T>
-void input_gradient(int64_t begin, int64_t end, int64_t c, const T* x, const T* dy, const T* mean,
-                    const T* scale, const T* slope, const T* offset, T* dx) {
-  constexpr int kL = kLanes<T>;
-  const Fold<T> f(c);
-  int64_t at = begin * c;
-  for (const int64_t last = end * c; at + f.width <= last; at += f.width)
-    for (int64_t i = 0; i < f.width; i += kL)
-      store(dx + at + i, load(dy + at + i) * load(scale + i) +
-                             (load(x + at + i) - load(mean + i)) * load(slope + i) +
-                             load(offset + i));
-  for (; at < end * c; ++at) {
-    const int64_t i = at % c;
-    dx[at] = dy[at] * scale[i] + (x[at] - mean[i]) * slope[i] + offset[i];
-  }
+template <class T, bool kMasked>
+void input_gradient(const Exec& exec, const NormShape& s, const T* x,
+                    const Gradient<T, kMasked>& dy, const Scratch<T>& scratch, T* dx) {
+  for_blocks(exec, s, 2 * s.batches * s.rows * s.c, [&](const Block& block) {
+    const T* const rows[kRows] = {scratch.row(block.batch, 0), scratch.row(block.batch, 1),
+                                  scratch.row(block.batch, 2), scratch.row(block.batch, 3)};
+    for_rows(block.begin, block.end, s.c, rows, [=](auto width, int64_t at, const auto* k) {
+      constexpr int W = decltype(width)::value;
+      put<T, W>(dx + at, dy.template at<W>(at) * k[1] + (get<T, W>(x + at) - k[0]) * k[2] + k[3]);
+    });
+  });
 }
 
 template <class T>
-void norm_backward(const Exec& exec, const NormShape& s, const T* x, const T* dy, const T* mean,
-                   const T* var, const T* w, bool fixed, T* dx, T* dw, T* db) {
+void norm_backward(const Exec& exec, const NormShape& s, const T* x, const T* dy, const T* mask,
+                   const T* mean, const T* var, const T* w, bool fixed, T* dx, T* dw, T* db,
+                   T* dmasked) {
   const Scratch<T> scratch(exec, s);
-  const Blocks blocks(s);
-  gradient_sums(exec, s, x, dy, mean, scratch);
-  parameter_gradients(s, var, scratch.totals, dw, db);
-  if (!dx) return;
-  for (int64_t batch = 0; batch < s.batches; ++batch)
-    input_coefficients(s, var, w, fixed, scratch, batch);
-  parallel_for(exec, blocks.count, 2 * s.batches * s.rows * s.c, [&](int64_t item, int) {
-    const int64_t batch = item / blocks.per_batch;
-    const int64_t first = item % blocks.per_batch * blocks.rows;
-    const int64_t last = min_of(first + blocks.rows, s.rows);
-    input_gradient(batch * s.rows + first, batch * s.rows + last, s.c, x, dy, scratch.row(batch, 0),
-                   scratch.row(batch, 1), scratch.row(batch, 2), scratch.row(batch, 3), dx);
+  with_flag(mask != nullptr, [&](auto masked) {
+    const Gradient<T, decltype(masked)::value> gradient = {dy, mask};
+    gradient_sums(exec, s, x, gradient, mean, dmasked, scratch);
+    parameter_gradients(s, var, scratch.totals, dw, db);
+    if (!dx) return;
+    for (int64_t batch = 0; batch < s.batches; ++batch)
+      input_coefficients(s, var, w, fixed, scratch, batch);
+    if (dmasked)
+      input_gradient(exec, s, x, Gradient<T, false>{dmasked, nullptr}, scratch, dx);
+    else
+      input_gradient(exec, s, x, gradient, scratch, dx);
   });
 }
 

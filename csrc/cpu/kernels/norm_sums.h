@@ -1,6 +1,7 @@
 // Sums over the rows of (rows, c) for norm.cpp: runs of kRun rows in T, in registers, and the runs'
 // sums in double.
 #pragma once
+#include "lanes.h"
 #include "vec.h"
 
 namespace convgrad::cpu {
@@ -8,8 +9,9 @@ namespace {
 
 int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
 
-constexpr int kRun = 64;   // folded rows summed in T
-constexpr int kGroup = 4;  // vectors side by side in registers
+constexpr int kRun = 64;    // folded rows summed in T
+constexpr int kPilot = 16;  // rows of a run whose mean its deviations are taken from
+constexpr int kGroup = 4;   // vectors side by side in registers
 
 // `fold` rows lie side by side as one row of `width` columns, a whole number of vectors and, by
 // doubling, at least kGroup.
@@ -57,8 +59,10 @@ void column_pairs(int64_t begin, int64_t end, int64_t c, double* sums, const Ter
   for (int64_t i = 0; i < c; ++i) sums[c + i] = b[i];
 }
 
-// Sums of x - shift and of its square. A run is summed relative to its own mean (of most rows), in
-// a second pass over what then lies in the cache, so that an outlying shift costs no digits.
+// Sums of x - shift and of its square. A run is summed relative to the mean of its first kPilot
+// rows, so that an outlying shift costs no digits. One outlier D among those moves the mean by
+// D / kPilot, which adds kRun D^2 / kPilot^2 = D^2 / 4 to the run's squares: less than D itself
+// does, so that the rounding stays below that of the result.
 template <class T>
 struct Deviations {
   const T *x, *shift;
@@ -68,7 +72,7 @@ struct Deviations {
                 double* squares) const {
     constexpr int kL = kLanes<T>;
     int64_t some = 1;  // a power of two, so that whole numbers stay exact
-    while (2 * some <= rows) some *= 2;
+    while (some < kPilot && 2 * some <= rows) some *= 2;
     Vec<T> own[V] = {}, s[V] = {}, q[V] = {};
     for (int64_t r = 0; r < some; ++r)
 #pragma GCC unroll 4
@@ -104,10 +108,26 @@ struct Deviations {
   }
 };
 
-// Sums of dy and of dy (x - mean).
-template <class T>
+// dy, which counts as 0 where a mask is given and is not above 0: the gradient behind a ReLU, of
+// whose output the mask is. NaN is not below 0.
+template <class T, bool kMasked>
+struct Gradient {
+  const T *dy, *mask;
+
+  template <int W>
+  Lanes<T, W> at(int64_t i) const {
+    const Lanes<T, W> g = get<T, W>(dy + i);
+    if constexpr (!kMasked) return g;
+    return get<T, W>(mask + i) <= T(0) ? Lanes<T, W>{} : g;
+  }
+};
+
+// Sums of dy and of dy (x - mean); dy goes to `kept` too where that is not null.
+template <class T, bool kMasked>
 struct GradientTerms {
-  const T *x, *dy, *mean;
+  const T *x, *mean;
+  Gradient<T, kMasked> dy;
+  T* kept;
 
   template <int V>
   void add_rows(int64_t at, int64_t pitch, int64_t rows, int64_t column, double* sum,
@@ -120,7 +140,8 @@ struct GradientTerms {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         const int64_t i = at + r * pitch + v * kL;
-        const Vec<T> g = load(dy + i);
+        const Vec<T> g = dy.template at<kL>(i);
+        if (kept) store(kept + i, g);
         s[v] += g;
         p[v] += g * (load(x + i) - m[v]);
       }
@@ -137,8 +158,10 @@ struct GradientTerms {
   }
 
   void add_one(int64_t at, int64_t column, double& sum, double& products) const {
-    sum += double(dy[at]);
-    products += double(dy[at] * (x[at] - mean[column]));
+    const T g = dy.template at<1>(at);
+    if (kept) kept[at] = g;
+    sum += double(g);
+    products += double(g * (x[at] - mean[column]));
   }
 };
 
