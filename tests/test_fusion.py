@@ -197,3 +197,23 @@ def test_nan_goes_through_a_masked_relu_as_through_a_relu():
     w = cg.tensor(draw((3, 2, 1, 1), 1))
     F.conv2d(F.relu(t), w).sum().backward()
     np.testing.assert_array_equal(t.grad.numpy() != 0, ~(x <= 0))
+
+
+def test_gradients_that_someone_holds_are_not_written_over():
+    x = cg.tensor(draw((2, 4, 8, 8)), requires_grad=True)
+    w = cg.tensor(draw((4, 4, 3, 3), 1))
+    held = []
+    before = F.relu(x)  # writes its gradient over the one it is given, if that is its alone
+    middle = F.avg_pool2d(before, 2)
+    before.register_hook(held.append)
+    dy = draw(middle.shape)
+    middle.backward(cg.tensor(dy))
+    np.testing.assert_array_equal(held[0].numpy(), np.kron(dy, np.full((2, 2), 0.25, np.float32)))
+    assert (held[0].numpy() != x.grad.numpy()).any()
+    # A sum of two gradients goes to both inputs of an addition.
+    a, b = (cg.tensor(draw((2, 4, 8, 8), s), requires_grad=True) for s in (1, 2))
+    y = F.relu(a) + b
+    (F.conv2d(y, w).sum() + F.avg_pool2d(y, 2).sum()).backward()
+    np.testing.assert_array_equal(
+        a.grad.numpy(), np.where(a.detach().numpy() > 0, b.grad.numpy(), 0)
+    )

@@ -369,7 +369,7 @@ def run_backward(
                     if slots[index] is None:
                         slots[index] = gradient
                     else:
-                        slots[index] = lib_of(gradient).add(slots[index], gradient)
+                        slots[index] = _sum(slots[index], gradient, slots[-2])
                         slots[-2] = True
                 masks = False  # of the first input alone
                 left = uses[source] = uses[source] - 1
@@ -400,6 +400,14 @@ def run_backward(
                 target.release()
     finally:
         _mode.enabled = before
+
+
+def _sum(total: Array, gradient: Array, owned: bool) -> Array:
+    """total + gradient, written into ``total`` if it is ours and fits."""
+    lib = lib_of(gradient)
+    if owned and lib.is_channels_last(total) and lib.is_channels_last(gradient):
+        return lib.add(total, gradient, total)
+    return lib.add(total, gradient)
 
 
 def _may_mask(edge: Any, wanted: dict[tuple[Any, int], Array | None] | None) -> bool:

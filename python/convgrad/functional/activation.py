@@ -71,14 +71,19 @@ class Unary(Op):
         if self.masked:  # a ReLU whose consumers have done its work
             self.fresh = self.owned
             return dy
-        return lib_of(dy).unary_backward(name, self.saved[0], dy, a, b)
+        return lib_of(dy).unary_backward(name, self.saved[0], dy, a, b, reusable(self, dy))
+
+
+def reusable(op: Op, dy: Array) -> Array | None:
+    """dy, if an elementwise backward pass may write its result over it."""
+    return dy if op.owned and lib_of(dy).is_channels_last(dy) else None
 
 
 def relu_gradient(op: Op, dy: Array) -> Array:
     """The gradient before the ReLU of an op that has one fused, its output saved last."""
     if not op.rectified or op.masked:
         return dy
-    return lib_of(dy).unary_backward("relu", op.saved[-1], dy)
+    return lib_of(dy).unary_backward("relu", op.saved[-1], dy, 0.0, 0.0, reusable(op, dy))
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

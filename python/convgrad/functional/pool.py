@@ -44,15 +44,18 @@ class MaxPool(Op):
     """
 
     fresh = True
+    can_mask = True
 
     def forward(self, x: Array, spatial: int, spec: tuple[Any, ...], return_indices: bool) -> Any:
         y, tap, index = lib_of(x).max_pool_forward(x, spatial, spec, self.needs[0], return_indices)
-        self.saved = (tap,)
+        # Behind a ReLU, a window's maximum is positive where the input that gave it is.
+        self.saved = (tap, y) if self.after_relu else (tap,)
         self.args = x.shape, spatial, spec
         return (y, index) if return_indices else y
 
     def backward(self, dy: Array, _: Array | None = None) -> Array:
-        return lib_of(dy).max_pool_backward(dy, self.saved[0], *self.args)
+        mask = self.saved[1] if self.masks else None
+        return lib_of(dy).max_pool_backward(dy, self.saved[0], *self.args, mask)
 
 
 class AvgPool(Op):
