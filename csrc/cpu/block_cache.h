@@ -1,5 +1,5 @@
-// Large blocks kept between steps: a fresh page costs more (2 us per 4 KB, measured) than many a
-// kernel, so blocks go back here, not to the operating system.
+// The memory of arrays and workspaces, kept between steps: a fresh page costs more (2 us per 4 KB,
+// measured) than many a kernel, so blocks go back here, not to the operating system.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,7 +13,7 @@ void release_block(void* block) noexcept;
 void empty_block_cache() noexcept;
 
 struct BlockStats {
-  int64_t live_bytes, cached_bytes, peak_live_bytes;
+  int64_t live_bytes, cached_bytes, peak_live_bytes;  // in use, kept free, most ever in use
 };
 BlockStats block_stats() noexcept;
 
