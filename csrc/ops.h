@@ -382,6 +382,12 @@ struct Ops {
   // dp = *dy * factor * (d/dp of |p|, or of p^2), for kAbsSum or kSquareSum.
   void (*penalty_backward)(const Exec&, int64_t n, const T* p, NormKind kind, double factor,
                            const T* dy, T* dp);
+
+  // ---- machine: ceilings for benchmarks ----
+  // `rounds` rounds of multiply-adds on registers alone in each of `items` items; y (items) is what
+  // comes out. fma_flops: of one round of one item, two per multiply-add.
+  int64_t (*fma_flops)();
+  void (*fma_rounds)(const Exec&, int64_t items, int64_t rounds, T* y);
 };
 
 // The backend's table for the instruction set or device in use.

@@ -18,6 +18,7 @@ void bind_move(py::module_& m);
 void bind_resample(py::module_& m);
 void bind_random(py::module_& m);
 void bind_optim(py::module_& m);
+void bind_machine(py::module_& m);
 
 }  // namespace convgrad::python
 
@@ -38,4 +39,5 @@ PYBIND11_MODULE(CONVGRAD_BACKEND, m, pybind11::mod_gil_not_used()) {
   bind_resample(m);
   bind_random(m);
   bind_optim(m);
+  bind_machine(m);
 }

@@ -1,4 +1,4 @@
-"""Pictures of a training run, as PNG files (matplotlib, of the extra 'demo')."""
+"""Pictures of runs and benchmarks, as PNG files (matplotlib, of the extra 'demo')."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from convgrad.extras import require
 from convgrad.io import write_atomically
 
-__all__ = ["confusion_matrix", "learning_curves"]
+__all__ = ["confusion_matrix", "learning_curves", "ratios"]
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 TRAINING, VALIDATION = "#0072B2", "#D55E00"
@@ -90,4 +90,22 @@ def confusion_matrix(
     axes.set_ylabel("true")
     if title:
         axes.set_title(title)
+    _write(figure, path)
+
+
+def ratios(
+    values: Mapping[str, float], path: str | os.PathLike[str], title: str = "", label: str = ""
+) -> None:
+    """Bars from bottom to top, each with its value, and a line where the ratio is 1."""
+    figure = _figure(7.2, 0.42 * len(values) + 1.4)
+    axes = figure.subplots()
+    names = list(values)[::-1]
+    bars = axes.barh(names, [values[name] for name in names], color=TRAINING)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.axvline(1, color=VALIDATION, linewidth=1)
+    axes.margins(x=0.1)
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=10)
     _write(figure, path)

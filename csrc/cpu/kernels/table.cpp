@@ -26,6 +26,7 @@ CONVGRAD_ADD(move);
 CONVGRAD_ADD(resample);
 CONVGRAD_ADD(random);
 CONVGRAD_ADD(optim);
+CONVGRAD_ADD(machine);
 
 namespace {
 template <class T>
@@ -49,6 +50,7 @@ void add_every(Ops<T>& table) {
   add_resample(table);
   add_random(table);
   add_optim(table);
+  add_machine(table);
 }
 }  // namespace
 

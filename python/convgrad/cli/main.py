@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import convgrad
-from convgrad.cli import evaluate, info, parity, predict, train
+from convgrad.cli import bench, evaluate, info, parity, predict, train
 from convgrad.cli.errors import UserError
 from convgrad.extras import MissingPackageError
 
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 # A command is a module with add_parser(subparsers), which sets run=function(args) -> exit code.
 # The packages of the extras are imported when they are needed, not for `convgrad --help`.
-COMMANDS = (train, evaluate, predict, info, parity)
+COMMANDS = (train, evaluate, predict, bench, info, parity)
 
 EXIT_CODES = (
     "Exit codes: 0 it worked; 1 it failed, and the last line says why; 2 the command line is "

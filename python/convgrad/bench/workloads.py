@@ -76,7 +76,7 @@ def vgg_cifar(nn: Any, cat: Any) -> Any:
 
 
 def resnet20(nn: Any, cat: Any) -> Any:
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc]  # either library's
         def __init__(self, c: int, k: int, stride: int) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(c, k, 3, stride, 1, bias=False)
@@ -116,7 +116,7 @@ def unet(dim: int, base: int) -> Callable[[Any, Any], Any]:
                 conv(c, k, 3, padding=1), nn.ReLU(), conv(k, k, 3, padding=1), nn.ReLU()
             )
 
-        class UNet(nn.Module):
+        class UNet(nn.Module):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
                 self.down1, self.down2 = double(1, base), double(base, 2 * base)

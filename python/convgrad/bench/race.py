@@ -1,0 +1,133 @@
+"""Races training steps or inference of the workloads against the peers that are installed.
+
+A race counts only if both sides compute the same: from equal weights every parameter gradient of
+step 1 agrees to 1e-3 in relative norm, every parameter and buffer after 10 steps too (see
+:func:`check`), and the loss has fallen by 10 %. Each peer is timed in turn with convgrad, and the
+fastest one counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convgrad.bench.timing import in_turn, median
+from convgrad.bench.trainers import Trainer, peers_of, trainer
+from convgrad.bench.workloads import Workload
+
+__all__ = ["OURS", "NotARaceError", "check", "race", "worst_difference"]
+
+OURS = "convgrad"
+TOLERANCE = 1e-3
+CHECKED_STEPS = 10
+LOSS_FALL = 0.1
+
+
+class NotARaceError(Exception):
+    """The sides do not compute the same, or do not learn."""
+
+
+def worst_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
+    """The largest relative norm of a difference, over all entries; infinite where NaN appears."""
+    if ours.keys() != theirs.keys():
+        raise NotARaceError(f"the names differ: {sorted(ours.keys() ^ theirs.keys())}")
+    worst = 0.0
+    for name, value in theirs.items():
+        expected = np.asarray(value, np.float64)
+        difference = np.linalg.norm(ours[name] - expected)
+        relative = float(difference / (np.linalg.norm(expected) + 1e-12))
+        worst = max(worst, relative if relative == relative else float("inf"))
+    return worst
+
+
+def _sides(workload: Workload, compiled: bool) -> dict[str, Trainer]:
+    """convgrad and its peers with equal weights, convgrad last: the first peer's are loaded."""
+    sides: dict[str, Trainer] = {}
+    state = None
+    for peer in peers_of(workload, compiled):
+        sides[peer.name] = peer.make(workload, state)
+        if state is None:
+            state = sides[peer.name].state()
+    sides[OURS] = trainer(workload, state)
+    return sides
+
+
+def check(workload: Workload, inference: bool = False, compiled: bool = False) -> dict[str, float]:
+    """Trains all sides from equal weights; NotARaceError unless they agree and learn.
+
+    Where PyTorch's own two layouts differ by more than the tolerance (a pre-activation near 0 whose
+    ReLU flips, amplified by BatchNorm: ResNet-20), twice their difference is allowed.
+    """
+    sides = _sides(workload, compiled)
+    values: dict[str, dict[str, Any]] = {}
+    if inference:
+        values["output"] = {name: side.eval().output() for name, side in sides.items()}
+        found = {}
+    else:
+        losses = {name: [side.step()] for name, side in sides.items()}
+        values["gradient"] = {name: side.gradients() for name, side in sides.items()}
+        for _ in range(CHECKED_STEPS - 1):
+            for name, side in sides.items():
+                losses[name].append(side.step())
+        values["state"] = {name: side.state() for name, side in sides.items()}
+        fall = 1 - losses[OURS][-1] / losses[OURS][0]
+        found = {"loss_fall": fall}
+        if not fall >= LOSS_FALL:  # NaN too
+            raise NotARaceError(
+                f"[{workload.name}] not a race: the loss fell by {fall:.0%} in {CHECKED_STEPS} "
+                f"steps, {LOSS_FALL:.0%} needed."
+            )
+    own = {peer.name for peer in peers_of(workload) if peer.same_as}
+    for kind, of in values.items():
+        reference, *others = of
+        differences = {name: worst_difference(of[name], of[reference]) for name in others}
+        spread = max([differences[name] for name in others if name in own], default=0.0)
+        allowed = max(TOLERANCE, 2 * spread)
+        for name in others:
+            if name not in own and differences[name] > allowed:
+                raise NotARaceError(
+                    f"[{workload.name}] not a race: the {kind}s of {name} and {reference} differ "
+                    f"by {differences[name]:.1e}; allowed {allowed:.1e}."
+                )
+        if reference != OURS:
+            found[kind] = differences[OURS]
+            found[f"torch_{kind}"] = spread
+    return found
+
+
+def race(
+    workload: Workload,
+    rounds: int,
+    seconds: float,
+    inference: bool = False,
+    compiled: bool = False,
+    agreement: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Checks, then times all sides in turn, ``rounds`` blocks of ``seconds`` each.
+
+    "ms" are medians; "ratio" is the fastest peer's to convgrad's, "ratios" the same of each round,
+    None without a peer. ``agreement`` is what an earlier check of the same sides found.
+    """
+    if agreement is None:
+        agreement = check(workload, inference, compiled)
+    sides = _sides(workload, compiled)
+    calls = {name: side.eval().infer if inference else side.step for name, side in sides.items()}
+    blocks = in_turn(calls, rounds, seconds)
+    ms = {name: 1e3 * median(times) for name, times in blocks.items()}
+    best = min((name for name in ms if name != OURS), key=lambda name: ms[name], default=None)
+    return {
+        "workload": workload.name,
+        "ms": ms,
+        "best": best,
+        "ratio": ms[best] / ms[OURS] if best else None,
+        "ratios": [
+            statistics.median(theirs) / statistics.median(ours)
+            for theirs, ours in zip(blocks[best], blocks[OURS])
+        ]
+        if best
+        else None,
+        "agreement": agreement,
+    }

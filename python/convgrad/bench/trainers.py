@@ -1,0 +1,151 @@
+"""The libraries in the race: each trains a workload behind one small interface.
+
+A peer needs a :class:`Trainer` and a line in PEERS.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import convgrad
+from convgrad.bench.workloads import Workload
+from convgrad.extras import require
+
+__all__ = ["PEERS", "Peer", "State", "Trainer", "peers_of", "set_threads", "trainer"]
+
+State = Mapping[str, np.ndarray]
+
+
+class Trainer:
+    """One library with PyTorch's interface (``nn``, ``cat``, ``optim``) and one workload.
+
+    ``prepare(model, x)`` may change both, to another layout or to compiled code.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        library: Any,
+        tensor: Callable[[np.ndarray], Any],
+        state: State | None = None,
+        prepare: Callable[[Any, Any], tuple[Any, Any]] = lambda model, x: (model, x),
+    ) -> None:
+        library.manual_seed(0)
+        self.module = workload.build(library.nn, library.cat)
+        if state is not None:
+            self.module.load_state_dict({name: tensor(value) for name, value in state.items()})
+        x, self.target = (tensor(array) for array in workload.batch())
+        self.model, self.x = prepare(self.module, x)
+        self.loss = library.nn.CrossEntropyLoss()
+        self.optimizer = library.optim.SGD(self.module.parameters(), lr=workload.lr, momentum=0.9)
+        self.no_grad = library.no_grad
+
+    def step(self) -> float:
+        """Trains once; the loss before it."""
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(self.x), self.target)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.item())
+
+    def infer(self) -> Any:
+        """The output, without gradients; of evaluation mode after ``eval()``."""
+        with self.no_grad():
+            return self.model(self.x)
+
+    def eval(self) -> Trainer:
+        self.module.eval()
+        return self
+
+    def output(self) -> dict[str, np.ndarray]:
+        return {"output": np.array(self.infer().numpy())}
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        return {name: np.array(p.grad.numpy()) for name, p in self.module.named_parameters()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {
+            name: np.array(value.detach().numpy())
+            for name, value in self.module.state_dict().items()
+        }
+
+
+def trainer(workload: Workload, state: State | None = None) -> Trainer:
+    """convgrad's."""
+    return Trainer(workload, convgrad, convgrad.tensor, state)
+
+
+def _torch(
+    workload: Workload, state: State | None, layout: bool = False, compiled: bool = False
+) -> Trainer:
+    torch = require("torch", "parity")
+
+    def prepare(model: Any, x: Any) -> tuple[Any, Any]:
+        if layout:
+            last = {4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim]
+            model, x = model.to(memory_format=last), x.to(memory_format=last)
+        return (torch.compile(model) if compiled else model), x
+
+    return Trainer(workload, torch, lambda array: torch.from_numpy(np.array(array)), state, prepare)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library, or another way to use it.
+
+    ``same_as`` names the peer whose kernels it uses in another order of memory: their difference
+    is what float32 leaves open.
+    """
+
+    name: str
+    package: str
+    make: Callable[[Workload, State | None], Trainer]
+    suits: Callable[[Workload], bool] = lambda workload: True
+    same_as: str | None = None
+    compiled: bool = False  # only where asked for: it takes minutes to start
+
+
+def _has_images(workload: Workload) -> bool:
+    return len(workload.input_shape) > 3
+
+
+# The first one that is installed gives the weights and is what others are compared with.
+PEERS = (
+    Peer("torch", "torch", _torch),
+    Peer(
+        "torch channels_last",
+        "torch",
+        lambda workload, state: _torch(workload, state, layout=True),
+        _has_images,
+        same_as="torch",
+    ),
+    Peer(
+        "torch compiled",
+        "torch",
+        lambda workload, state: _torch(workload, state, compiled=True),
+        compiled=True,
+    ),
+)
+
+
+def peers_of(workload: Workload, compiled: bool = False) -> list[Peer]:
+    """Those that are installed and can run it."""
+    return [
+        peer
+        for peer in PEERS
+        if importlib.util.find_spec(peer.package) is not None
+        and peer.suits(workload)
+        and (compiled or not peer.compiled)
+    ]
+
+
+def set_threads(n: int) -> None:
+    """For convgrad and every peer."""
+    convgrad.set_num_threads(n)
+    if importlib.util.find_spec("torch") is not None:
+        require("torch").set_num_threads(n)
