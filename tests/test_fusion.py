@@ -1,12 +1,14 @@
 """Passes that are saved: layers with their ReLU, ReLU's backward pass in the op that follows."""
 
+import copy
+
 import numpy as np
 import pytest
 
 import convgrad as cg
 import convgrad.functional as F
 from convgrad import nn
-from convgrad.functional.activation import Unary
+from convgrad.functional.activation import ReLU, Unary
 from convgrad.functional.conv import Conv, ConvTranspose
 from convgrad.nn import fusion
 
@@ -87,7 +89,7 @@ def test_what_is_fused_and_what_is_not():
         def forward(self, input):
             return super().forward(input)
 
-    assert ops_of(nn.Sequential(conv, MyReLU())(x)) == [Unary, Conv]
+    assert ops_of(nn.Sequential(conv, MyReLU())(x)) == [ReLU, Conv]
     assert ops_of(nn.Sequential(conv)(x)) == [Conv]
 
 
@@ -98,7 +100,7 @@ def test_hooks_see_each_module(hooked):
     handle = model[hooked].register_forward_hook(lambda m, args, out: seen.append(out))
     x = cg.tensor(draw((1, 2, 6, 6)))
     y = model(x)
-    assert len(seen) == 1 and ops_of(y) == [Unary, Conv]
+    assert len(seen) == 1 and ops_of(y) == [ReLU, Conv]
     handle.remove()
     model[hooked].forward = lambda t: t
     assert model(x).shape in ((1, 3, 4, 4), (1, 2, 6, 6))
@@ -217,3 +219,105 @@ def test_gradients_that_someone_holds_are_not_written_over():
     np.testing.assert_array_equal(
         a.grad.numpy(), np.where(a.detach().numpy() > 0, b.grad.numpy(), 0)
     )
+
+
+# ---- normalisation that waits for what follows it ----
+
+
+def now(t):
+    """The tensor, computed."""
+    assert t.array is not None
+    return t
+
+
+def later(t):
+    return t
+
+
+AFTER_NORM = {
+    "relu": lambda wait, y, s: F.relu(wait(y)),
+    "relu-of-sum": lambda wait, y, s: F.relu(wait(wait(y) + s)),
+    "relu-of-sum-right": lambda wait, y, s: F.relu(wait(s + wait(y))),
+    "sum": lambda wait, y, s: wait(y) + s,
+    "two-sums": lambda wait, y, s: F.relu(wait(wait(wait(y) + s) + s)),
+    "twice": lambda wait, y, s: F.relu(wait(wait(y) + wait(y))),
+    "looked-at-again": lambda wait, y, s: F.relu(wait(y)) * y,
+    "number": lambda wait, y, s: F.relu(wait(y) + 1.5),
+    "broadcast": lambda wait, y, s: F.relu(wait(y) + s[:, :1]),
+    "not-relu": lambda wait, y, s: F.leaky_relu(wait(y)) + F.conv2d(wait(y), s[:, :, :1, :1]),
+}
+NORMS = {
+    "batch": lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+    "instance": lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
+    "group": lambda x, w, b: F.group_norm(x, 2, w, b),
+    "plain": lambda x, w, b: F.batch_norm(x, None, None, training=True) * w.sum() * b.sum(),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("after", AFTER_NORM)
+def test_a_deferred_norm_gives_the_bits_of_one_computed_at_once(norm, after):
+    def result(wait):
+        shapes = [(4, 4, 5, 6), (4,), (4,), (4, 4, 5, 6)]
+        x, w, b, s = (cg.tensor(draw(v, i), requires_grad=True) for i, v in enumerate(shapes))
+        y = AFTER_NORM[after](wait, NORMS[norm](x, w, b), s)
+        y.backward(cg.tensor(draw(y.shape, 9)))
+        grads = [t.grad for t in (x, w, b, s)]
+        arrays = [y.detach()] + [g for g in grads if g is not None]
+        return [np.array(a.numpy(), order="C").tobytes() for a in arrays]
+
+    assert result(later) == result(now)
+
+
+def deferred():
+    x = cg.tensor(draw((3, 4, 5)), requires_grad=True)
+    w = cg.tensor(draw((4,), 1), requires_grad=True)
+    y = F.batch_norm(x, None, None, w, training=True)
+    assert type(y) is not cg.Tensor
+    return x, w, y
+
+
+def test_a_deferred_norm_is_a_tensor_in_every_way():
+    _x, _w, y = deferred()
+    assert isinstance(y, cg.Tensor) and y.requires_grad and not y.is_leaf
+    assert y.shape == (3, 4, 5) and y.ndim == 3 and y.dtype == np.float32
+    assert type(y) is not cg.Tensor  # not computed for that
+    array = y.detach().numpy()
+    assert type(y) is cg.Tensor and y.array is array
+    np.testing.assert_array_equal(array, now(deferred()[2]).array)
+    assert repr(deferred()[2]) == repr(y)
+    np.testing.assert_array_equal(deferred()[2].clone().detach().numpy(), array)
+    np.testing.assert_array_equal(copy.deepcopy(deferred()[2].detach()).numpy(), array)
+    np.testing.assert_array_equal(deferred()[2][1].detach().numpy(), array[1])
+    assert len(list(deferred()[2])) == 3
+
+
+def test_a_deferred_norm_is_of_the_weights_it_was_called_with():
+    _x, w, y = deferred()
+    expected = now(deferred()[2]).detach().numpy()
+    with cg.no_grad():
+        w.zero_()
+    np.testing.assert_array_equal(y.detach().numpy(), expected)
+
+
+def test_an_input_changed_before_a_deferred_norm_is_used():
+    x, _w, y = deferred()
+    with cg.no_grad():
+        x.zero_()
+    with pytest.raises(RuntimeError, match=r"\[deferred\] .* \(3, 4, 5\) was changed in place"):
+        F.relu(y)
+    x, _w, y = deferred()
+    s = cg.tensor(draw((3, 4, 5)))
+    total = y + s
+    s.zero_()
+    with pytest.raises(RuntimeError, match=r"\[deferred\]"):
+        total.sum()
+
+
+def test_nothing_waits_without_gradients():
+    x = cg.tensor(draw((3, 4, 5)))
+    assert type(F.batch_norm(x, None, None, training=True)) is cg.Tensor
+    with cg.no_grad():
+        y = F.batch_norm(x.requires_grad_(), None, None, training=True)
+    assert type(y) is cg.Tensor

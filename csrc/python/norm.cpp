@@ -46,6 +46,68 @@ Array like_arg(const char* op, const char* name, py::handle object, const Array&
   return a;
 }
 
+// ValueError unless there is more than one value to take a variance of.
+void check_enough_values(const char* op, const NormShape& s, const Array& x) {
+  if (s.batches * s.rows > 0 && s.rows * (s.c / s.groups) == 1)
+    value_error(op, "Expected more than 1 value per channel when training, got input size " +
+                        x.shape_text() + ".");
+}
+
+void check_running(const char* op, const Array& running_mean, const Array& running_var,
+                   bool training) {
+  if (bool(running_mean) != bool(running_var) || (!training && !running_mean))
+    value_error(op, "running_mean and running_var must both be given, or, in training, neither.");
+}
+
+// (mean, var), each (batches, c), and running_mean and running_var brought up to date. weight and
+// bias are for norm_apply, and checked here already.
+py::tuple norm_statistics(const char* op, py::handle x_, py::handle w, py::handle b,
+                          py::handle running_mean_, py::handle running_var_, bool per_sample,
+                          int64_t groups, double momentum, double eps) {
+  const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
+  const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
+  channel_arg(op, "weight", w, x);
+  channel_arg(op, "bias", b, x);
+  const Array running_mean = running_arg(op, "running_mean", running_mean_, x);
+  const Array running_var = running_arg(op, "running_var", running_var_, x);
+  check_running(op, running_mean, running_var, true);
+  check_enough_values(op, s, x);
+  const int64_t shape[2] = {s.batches, s.c};
+  const Array mean = empty(x.dtype, 2, shape, Layout::kC),
+              var = empty(x.dtype, 2, shape, Layout::kC);
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
+        [&](const Exec& exec) {
+          ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), &momentum,
+                                   running_mean.as<T>(), running_var.as<T>());
+        });
+  });
+  return py::make_tuple(mean.object, var.object);
+}
+
+// y of norm_forward by the mean and var that norm_statistics found.
+py::object norm_apply(const char* op, py::handle x_, py::handle w_, py::handle b_, py::handle mean_,
+                      py::handle var_, bool per_sample, int64_t groups, double eps, bool relu,
+                      py::handle residual_) {
+  const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
+  const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
+  const Array w = channel_arg(op, "weight", w_, x), b = channel_arg(op, "bias", b_, x);
+  const Array residual = like_arg(op, "residual", residual_, x);
+  const Array mean = array_arg(op, "mean", mean_, x.dtype);
+  const Array var = array_arg(op, "var", var_, x.dtype);
+  const Array y = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
+  with_float_type(op, x.dtype, [&](auto t) {
+    using T = decltype(t);
+    run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
+        [&](const Exec& exec) {
+          ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), w.as<T>(), b.as<T>(),
+                              residual.as<T>(), relu, y.as<T>());
+        });
+  });
+  return y.object;
+}
+
 // (y, mean, var), y = norm(x) + residual, and max(0, .) of that for relu. Not training: mean and
 // var are running_mean and running_var themselves.
 py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle b_,
@@ -58,11 +120,8 @@ py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle 
   const Array residual = like_arg(op, "residual", residual_, x);
   const Array running_mean = running_arg(op, "running_mean", running_mean_, x);
   const Array running_var = running_arg(op, "running_var", running_var_, x);
-  if (bool(running_mean) != bool(running_var) || (!training && !running_mean))
-    value_error(op, "running_mean and running_var must both be given, or, in training, neither.");
-  if (training && s.batches * s.rows > 0 && s.rows * (s.c / s.groups) == 1)
-    value_error(op, "Expected more than 1 value per channel when training, got input size " +
-                        x.shape_text() + ".");
+  check_running(op, running_mean, running_var, training);
+  if (training) check_enough_values(op, s, x);
   const Array y = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
   const int64_t shape[2] = {s.batches, s.c};
   const Array mean = training ? empty(x.dtype, 2, shape, Layout::kC) : running_mean;
@@ -202,6 +261,10 @@ void bind_norm(py::module_& m) {
   m.def("norm_forward", &norm_forward, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
         "running_var"_a, "per_sample"_a, "groups"_a, "training"_a, "momentum"_a, "eps"_a,
         "relu"_a = false, "residual"_a = py::none());
+  m.def("norm_statistics", &norm_statistics, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
+        "running_var"_a, "per_sample"_a, "groups"_a, "momentum"_a, "eps"_a);
+  m.def("norm_apply", &norm_apply, "op"_a, "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a,
+        "per_sample"_a, "groups"_a, "eps"_a, "relu"_a, "residual"_a);
   m.def("norm_backward", &norm_backward, "op"_a, "dy"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
         "per_sample"_a, "groups"_a, "fixed"_a, "eps"_a, "need_x"_a, "need_w"_a, "need_b"_a,
         "mask"_a = py::none(), "need_residual"_a = false);

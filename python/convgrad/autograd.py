@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from convgrad.backend import lib_of
+from convgrad.deferred import Pending
 
 if TYPE_CHECKING:
-    from convgrad.tensor import Tensor
+    from convgrad.tensor import Deferred, Tensor
 else:
-    Tensor = None  # set by tensor.py, which imports this module
+    Tensor = Deferred = None  # set by tensor.py, which imports this module
 
 __all__ = [
     "Function",
@@ -122,6 +123,7 @@ class Op:
     ``backward(self, dy)``, which returns a gradient array or None per input, in order (or the bare
     gradient when there is one input). ``self.needs[i]`` says whether input i wants a gradient.
 
+    ``absorbs = True``: forward takes inputs that are not computed yet, as deferred.Pending.
     ``fresh = True`` promises that backward's arrays are new and referenced nowhere else, so that a
     leaf may keep them without a copy. ``view = True`` says that the output may lie in the first
     input's memory.
@@ -133,6 +135,7 @@ class Op:
     input is such an output. Whether it shall in this walk is ``masks``.
     """
 
+    absorbs = False
     fresh = False
     view = False
     outputs = 1
@@ -160,6 +163,7 @@ class Op:
     def apply(cls, inputs: Sequence[Any], *params: Any) -> Any:
         """Runs the op on tensors (or None, or plain numbers) and records it if any needs it."""
         node = cls()
+        absorbs = cls.absorbs
         enabled = _mode.enabled
         arrays: list[Any] = []
         needs: list[bool] = []
@@ -167,7 +171,7 @@ class Op:
         record = False
         for t in inputs:
             if isinstance(t, Tensor):
-                arrays.append(t.array)
+                arrays.append(t.pending if absorbs and type(t) is Deferred else t.array)
                 if enabled and t._requires_grad:
                     record = True
                     needs.append(True)
@@ -189,27 +193,29 @@ class Op:
                 raise
             raise refused from error
         if type(out) is tuple:
-            outputs = tuple([Tensor(array) for array in out])
+            outs = out
+            result: Any = tuple([Tensor(array) for array in out])
+            outputs = result
             node.outputs = len(out)
-            result: Any = outputs
         else:
-            result = Tensor(out)
+            outs = (out,)
+            result = Deferred(out) if type(out) is Pending else Tensor(out)
             outputs = (result,)
         if cls.view:
             _share_version(inputs[0], outputs)
         if record:
             node.edges = edges
             for index, t in enumerate(outputs):
-                if t.array.dtype.kind == "f":  # integer results (indices) carry no gradients
+                if outs[index].dtype.kind == "f":  # integer results (indices) carry no gradients
                     t._requires_grad = True
                     t.node = node
                     t.index = index
             if node.saved:
                 guards = []
-                for t in (*inputs, *outputs):
+                for t, array in zip((*inputs, *outputs), (*arrays, *outs)):
                     if isinstance(t, Tensor):
                         version = t.version
-                        guards.append((version, version[0], id(t.array)))
+                        guards.append((version, version[0], id(array)))
                 node.guards = guards
         return result
 

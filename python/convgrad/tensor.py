@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convgrad import autograd, backend
+from convgrad.deferred import Pending
 
 __all__ = [
     "HookHandle",
@@ -765,7 +766,49 @@ class Tensor:
         return _shape.gather(self, dim, index)
 
 
+class Deferred(Tensor):
+    """A tensor whose array is computed when it is first asked for; then it is an ordinary one."""
+
+    __slots__ = ()
+
+    def __init__(self, pending: Pending) -> None:
+        super().__init__(pending)
+
+    @property
+    def pending(self) -> Pending:
+        """What the array is to be."""
+        return _array_slot.__get__(self)
+
+    @property
+    def array(self) -> Array:
+        array = self.pending
+        if isinstance(array, Pending):  # else another thread was faster
+            array = array.run()
+            _array_slot.__set__(self, array)
+        self.__class__ = Tensor  # type: ignore[assignment]
+        return array
+
+    @array.setter
+    def array(self, value: Any) -> None:
+        _array_slot.__set__(self, value)
+
+    @property
+    def shape(self) -> tuple[_int, ...]:
+        return self.pending.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.pending.dtype
+
+    @property
+    def ndim(self) -> _int:
+        return self.pending.ndim
+
+
+# Where a tensor keeps its array: Deferred puts a property in front of it.
+_array_slot: Any = Tensor.__dict__["array"]
 autograd.Tensor = Tensor  # type: ignore[attr-defined]
+autograd.Deferred = Deferred  # type: ignore[attr-defined]
 
 
 def as_array(value: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
+from convgrad.deferred import Pending
 from convgrad.tensor import Tensor, array_of
 
 __all__ = [
@@ -61,17 +62,34 @@ class Unary(Op):
         x = lib.channels_last(x)
         y = lib.unary_forward(name, x, a, b)
         from_output = name in _FROM_OUTPUT or (name == "leaky_relu" and a >= 0)
-        self.rectified = name == "relu"
         self.saved = (y if from_output else x,)
         self.args = name, a, b
         return y
 
     def backward(self, dy: Array) -> Array:
         name, a, b = self.args
-        if self.masked:  # a ReLU whose consumers have done its work
+        return lib_of(dy).unary_backward(name, self.saved[0], dy, a, b, reusable(self, dy))
+
+
+class ReLU(Unary):
+    """y = max(0, x), in the pass that computes x where that is still to come."""
+
+    absorbs = True
+    rectified = True
+
+    def forward(self, x: Any, name: str = "relu", a: float = 0.0, b: float = 0.0) -> Array:
+        if type(x) is not Pending:
+            return super().forward(x, name)
+        y = x.run(relu=True)
+        self.saved = (y,)
+        self.args = name, a, b
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        if self.masked:  # the ops that follow have done the work
             self.fresh = self.owned
             return dy
-        return lib_of(dy).unary_backward(name, self.saved[0], dy, a, b, reusable(self, dy))
+        return super().backward(dy)
 
 
 def reusable(op: Op, dy: Array) -> Array | None:
@@ -92,7 +110,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     ``inplace`` is accepted here and below, and changes nothing: the result is a new tensor.
     TypeError unless float32 or float64.
     """
-    return Unary.apply((input,), "relu")
+    return ReLU.apply((input,))
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:

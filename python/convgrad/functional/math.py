@@ -14,7 +14,8 @@ import numpy as np
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.deferred import Pending
+from convgrad.tensor import Deferred, Tensor
 
 __all__ = [
     "abs",
@@ -280,8 +281,8 @@ def _same_type(op: str, a: Any, b: Any, floating: bool = False) -> tuple[Any, An
 def _alike(a: Any, b: Any) -> bool:
     """The common case, which needs no conversion: two tensors of one type, or tensor and float."""
     if type(b) is float:
-        return isinstance(a, Tensor) and a.array.dtype.kind == "f"
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.array.dtype == b.array.dtype
+        return isinstance(a, Tensor) and a.dtype.kind == "f"
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype
 
 
 def _float(op: str, x: Any) -> Tensor:
@@ -295,14 +296,25 @@ def _float(op: str, x: Any) -> Tensor:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return x.shape if isinstance(x, np.ndarray) else ()
+    return x.shape if isinstance(x, (np.ndarray, Pending)) else ()
 
 
 class Add(Op):
-    """y = a + b"""
+    """y = a + b. One that is still to be computed takes the other in."""
 
-    def forward(self, a: Array, b: Array) -> Array:
+    absorbs = True
+
+    def forward(self, a: Any, b: Any) -> Any:
         self.shapes = _shape(a), _shape(b)
+        if type(a) is Pending or type(b) is Pending:
+            if type(a) is not Pending:
+                a, b = b, a
+            if type(b) is Pending:
+                b = b.run()
+            total = a.plus(b) if isinstance(b, np.ndarray) else None
+            if total is not None:
+                return total
+            a = a.run()
         return combine("add", a, b)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -426,7 +438,11 @@ def add(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:
         other = mul(other, alpha)
     if not _alike(input, other):
         input, other = _same_type("add", input, other)
-    return Add.apply((input, other))
+    total = Add.apply((input, other))
+    if type(total) is Deferred:
+        for t in (input, other):
+            total.pending.watch(t.version)
+    return total
 
 
 def sub(input: Any, other: Any, *, alpha: Number = 1) -> Tensor:

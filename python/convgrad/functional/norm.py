@@ -7,7 +7,8 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
-from convgrad.tensor import Tensor
+from convgrad.deferred import Pending
+from convgrad.tensor import Deferred, Tensor
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
 
@@ -33,14 +34,20 @@ class Norm(Op):
         training: bool,
         momentum: float,
         eps: float,
-    ) -> Array:
+    ) -> Any:
         lib = lib_of(x)
         x = lib.channels_last(x)
-        y, mean, var = lib.norm_forward(
-            op, x, w, b, running_mean, running_var, per_sample, groups, training, momentum, eps
-        )
-        self.saved = x, w, mean, var
         self.args = op, per_sample, groups, not training, eps
+        if training and any(self.needs):  # x is kept for backward as it is
+            mean, var = lib.norm_statistics(
+                op, x, w, b, running_mean, running_var, per_sample, groups, momentum, eps
+            )
+            y = _pending(lib, op, x, w, b, mean, var, per_sample, groups, eps)
+        else:
+            y, mean, var = lib.norm_forward(
+                op, x, w, b, running_mean, running_var, per_sample, groups, training, momentum, eps
+            )
+        self.saved = x, w, mean, var
         return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -48,6 +55,17 @@ class Norm(Op):
         op, *args = self.args
         grads = lib_of(dy).norm_backward(op, dy, x, w, mean, var, *args, *self.needs[:3])
         return *grads[:3], None, None
+
+
+def _pending(lib: Any, op: str, x: Array, w: Array | None, b: Array | None, *args: Any) -> Pending:
+    """y, to be computed with what follows it. w and b are copied: the optimizer may change them
+    before that."""
+    w, b = (None if a is None else a.copy() for a in (w, b))
+
+    def apply(relu: bool, residual: Array | None) -> Array:
+        return lib.norm_apply(op, x, w, b, *args, relu, residual)
+
+    return Pending(x.shape, x.dtype, apply)
 
 
 class LayerNorm(Op):
@@ -85,6 +103,8 @@ def _norm(
     y = Norm.apply(
         (x, w, b, running_mean, running_var), op, per_sample, groups, training, momentum, eps
     )
+    if type(y) is Deferred:
+        y.pending.watch(x.version)
     if training and running_mean is not None and running_var is not None:
         running_mean.version[0] += 1
         running_var.version[0] += 1
