@@ -9,7 +9,7 @@ namespace convgrad::cpu {
 namespace {
 
 // One strip of one unit. dy is read in place, or, where the plan says so or the last vector of k
-// would reach beyond the pixel's channels, from a copy with room for whole vectors.
+// would reach beyond its end, from a copy with room for whole vectors.
 template <class T>
 struct Strip {
   const ConvShape& s;
@@ -21,12 +21,18 @@ struct Strip {
   int64_t dy_step[4];
 
   int64_t vectors() const { return ceil_div(used, kLanes<T>); }
+  // One beyond the box's last pixel's `width` values.
+  const T* read_end() const {
+    const T* last = dy + p.width;
+    for (int i = 0; i < 4; ++i) last += (box.hi[i] - box.lo[i] - 1) * dy_step[i];
+    return last;
+  }
 };
 
 // The lanes beyond `used` get what follows in memory: they are summed, and never looked at.
 template <class T>
 void pack_strip(Strip<T>& strip, const T* dy_end, T* scratch) {
-  constexpr int L = kLanes<T>;
+  constexpr int kHalf = kLanes<T> / 2;
   const Box& box = strip.box;
   const int64_t width = strip.p.width, columns = box.hi[3] - box.lo[3];
   T* to = scratch;
@@ -37,7 +43,8 @@ void pack_strip(Strip<T>& strip, const T* dy_end, T* scratch) {
             strip.dy + n * strip.dy_step[0] + d * strip.dy_step[1] + h * strip.dy_step[2];
         for (int64_t w = 0; w < columns; ++w, from += strip.dy_step[3], to += width)
           if (dy_end - from >= width)
-            for (int64_t i = 0; i < width; i += L) store(to + i, load(from + i));
+            for (int64_t i = 0; i < width; i += kHalf)
+              put<T, kHalf>(to + i, get<T, kHalf>(from + i));
           else
             for (int64_t i = 0; i < width; ++i) to[i] = i < strip.used ? from[i] : T(0);
       }
@@ -63,8 +70,9 @@ Strip<T> make_strip(const ConvShape& s, const DwPlan& p, int64_t index, int64_t 
   for (int i = 2; i >= 0; --i) strip.dy_step[i] = strip.dy_step[i + 1] * s.out[i];
   strip.dy += strip.first_k;
   for (int i = 0; i < 4; ++i) strip.dy += strip.box.lo[i] * strip.dy_step[i];
-  if (p.kernel != DwKernel::kDepthwise && (p.pack || strip.used % kLanes<T> != 0))
-    pack_strip(strip, dy + s.y_size(), scratch);
+  const T* dy_end = dy + s.y_size();
+  if (p.kernel != DwKernel::kDepthwise && (p.pack || strip.read_end() > dy_end))
+    pack_strip(strip, dy_end, scratch);
   return strip;
 }
 
@@ -107,6 +115,20 @@ inline bool clip_box(const ConvShape& s, int axis, int64_t k, Box& box) {
 // ---- tile ----
 
 template <class T>
+void run_tiles(const Strip<T>& strip, int64_t rows, const Part<T>& part, T* sums) {
+  constexpr int L = kLanes<T>;
+  const int64_t width = strip.p.width;
+  if constexpr (kPairs<T>)
+    if (width < L)
+      return in_pairs(part.walk, part.x, part.dy,
+                      [&](auto p, const Walk& walk, const T* x, const T* dy) {
+                        DwTiles1<T, L / 2, p.value>::run(rows, walk, x, dy, sums, width);
+                      });
+  const auto tiles = strip.vectors() == 1 ? DwTiles1<T, L, 1>::run : DwTiles2<T>::run;
+  tiles(rows, part.walk, part.x, part.dy, sums, width);
+}
+
+template <class T>
 void tile_unit(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
   const ConvShape& s = strip.s;
   const DwPlan& p = strip.p;
@@ -117,8 +139,7 @@ void tile_unit(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
     box.hi[3] = hi;
     const int64_t tap[3] = {kd, kh, kw};
     const Part<T> part = make_part(strip, box, tap);
-    dw_tiles(taps * p.in_c, strip.vectors(), part.walk, part.x, part.dy,
-             sums + kw * p.in_c * p.width, p.width);
+    run_tiles(strip, taps * p.in_c, part, sums + kw * p.in_c * p.width);
   };
   if (s.groups == 1 && s.dil[2] == 1) {  // neighbouring taps are one run of taps * c values of x
     for_segments(s, 2, strip.box.lo[3], strip.box.hi[3],
@@ -148,7 +169,7 @@ SlideRow slide_row(const Strip<T>& strip) {
   row.x_pixel = s.in_c;
   row.x_tap_row = s.dil[1] * s.in[2] * s.in_c;
   row.dy_pixel = strip.dy_step[3];
-  row.out_row = 3 * c * width;
+  row.out_row = s.ker[2] * c * width;
   row.out_tap = c * width;
   row.out_c = width;
   return row;
@@ -160,43 +181,75 @@ const T* first_column(const Strip<T>& strip, const T* x) {
   return x + (strip.s.pad[2] - strip.box.lo[3]) * strip.s.in_c;
 }
 
-// Channels in even blocks of at most 4.
-template <class T>
-void slide_channels(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
-  static constexpr DwSlide<T> kSlides[4] = {dw_slide<T, 1, 1>, dw_slide<T, 1, 2>, dw_slide<T, 1, 3>,
-                                            dw_slide<T, 1, 4>};
-  Box box = strip.box;
-  if (!clip_box(strip.s, 0, kd, box) || !clip_box(strip.s, 1, kh, box)) return;
-  const int64_t tap[3] = {kd, kh, 0};
-  const Part<T> part = make_part(strip, box, tap);
+// Channels in even blocks.
+template <class Slides, class T>
+void slide_channels(const Strip<T>& strip, const Walk& walk, const T* x, const T* dy, T* sums) {
   const SlideRow row = slide_row(strip);
-  const int64_t blocks = ceil_div(strip.p.in_c, 4);
+  const int64_t blocks = ceil_div(strip.p.in_c, Slides::kMost);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t c = strip.p.in_c * i / blocks, end = strip.p.in_c * (i + 1) / blocks;
-    kSlides[end - c - 1](part.walk, row, first_column(strip, part.x) + c, part.dy,
-                         sums + c * strip.p.width);
+    Slides::kByChannels[end - c - 1](walk, row, first_column(strip, x) + c, dy,
+                                     sums + c * strip.p.width);
   }
 }
 
-// One channel: all rows of taps in one unit, three at a time.
-template <class T>
-void slide_planes(const Strip<T>& strip, int64_t kd, T* sums) {
-  static constexpr DwSlide<T> kSlides[3] = {dw_slide<T, 1, 1>, dw_slide<T, 2, 1>,
-                                            dw_slide<T, 3, 1>};
-  Box box = strip.box;
-  if (!clip_box(strip.s, 0, kd, box)) return;
+// One channel: `rows` rows of taps.
+template <class Slides, class T>
+void slide_rows(const Strip<T>& strip, int64_t rows, const Walk& walk, const T* x, const T* dy,
+                T* sums) {
   const SlideRow row = slide_row(strip);
-  for_segments(strip.s, 1, strip.box.lo[2], strip.box.hi[2],
-               [&](int64_t lo, int64_t hi, TapRange taps) {
-                 box.lo[2] = lo;
-                 box.hi[2] = hi;
-                 for (int64_t kh = taps.lo; kh < taps.hi; kh += 3) {
-                   const int64_t tap[3] = {kd, kh, 0};
-                   const Part<T> part = make_part(strip, box, tap);
-                   kSlides[min_of(3, taps.hi - kh) - 1](part.walk, row, first_column(strip, part.x),
-                                                        part.dy, sums + kh * row.out_row);
-                 }
-               });
+  const int64_t blocks = ceil_div(rows, Slides::kMost);
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t r = rows * i / blocks, end = rows * (i + 1) / blocks;
+    Slides::kByRows[end - r - 1](walk, row, first_column(strip, x) + r * row.x_tap_row, dy,
+                                 sums + r * row.out_row);
+  }
+}
+
+template <class T, int W, int P>
+void run_slides(const Strip<T>& strip, int64_t rows, const Walk& walk, const T* x, const T* dy,
+                T* sums) {
+  const bool three = strip.s.ker[2] == 3;
+  if (strip.p.in_c == 1)
+    (three ? slide_rows<DwSlides3<T, W, P>, T>
+           : slide_rows<DwSlides5<T, W, P>, T>)(strip, rows, walk, x, dy, sums);
+  else
+    (three ? slide_channels<DwSlides3<T, W, P>, T>
+           : slide_channels<DwSlides5<T, W, P>, T>)(strip, walk, x, dy, sums);
+}
+
+// Rows of taps kh .. kh + rows for the rows of `box`, all of them inside.
+template <class T>
+void slide_box(const Strip<T>& strip, const Box& box, int64_t kd, int64_t kh, int64_t rows,
+               T* sums) {
+  constexpr int L = kLanes<T>;
+  const int64_t tap[3] = {kd, kh, 0};
+  const Part<T> part = make_part(strip, box, tap);
+  if constexpr (kPairs<T>)
+    if (strip.p.width < L)
+      return in_pairs(part.walk, part.x, part.dy,
+                      [&](auto p, const Walk& walk, const T* x, const T* dy) {
+                        run_slides<T, L / 2, p.value>(strip, rows, walk, x, dy, sums);
+                      });
+  run_slides<T, L, 1>(strip, rows, part.walk, part.x, part.dy, sums);
+}
+
+template <class T>
+void slide_unit(const Strip<T>& strip, int64_t tap_set, T* sums) {
+  const ConvShape& s = strip.s;
+  Box box = strip.box;
+  if (strip.p.in_c > 1) {
+    const int64_t kd = tap_set / s.ker[1], kh = tap_set % s.ker[1];
+    if (clip_box(s, 0, kd, box) && clip_box(s, 1, kh, box)) slide_box(strip, box, kd, kh, 1, sums);
+    return;
+  }
+  if (!clip_box(s, 0, tap_set, box)) return;
+  for_segments(s, 1, strip.box.lo[2], strip.box.hi[2], [&](int64_t lo, int64_t hi, TapRange taps) {
+    box.lo[2] = lo;
+    box.hi[2] = hi;
+    slide_box(strip, box, tap_set, taps.lo, taps.hi - taps.lo,
+              sums + taps.lo * s.ker[2] * strip.p.width);
+  });
 }
 
 // ---- depthwise: the channels of x are those of dy ----
@@ -239,20 +292,19 @@ void strip_unit(const Strip<T>& strip, int64_t tap_set, T* sums) {
     tile_unit(strip, kd, kh, sums);
   else if (strip.p.kernel == DwKernel::kDepthwise)
     depthwise_unit(strip, kd, kh, sums);
-  else if constexpr (sizeof(T) == 4) {  // double has the generic kernels alone
-    if (strip.p.in_c == 1)
-      slide_planes(strip, tap_set, sums);
-    else
-      slide_channels(strip, kd, kh, sums);
-  }
+  else if constexpr (sizeof(T) == 4)  // double has the generic kernels alone
+    slide_unit(strip, tap_set, sums);
 }
 
 template <class T>
 void strip_bias(const Strip<T>& strip, T* sums) {
   const int64_t tap[3] = {0, 0, 0};
   const Part<T> part = make_part(strip, strip.box, tap);
+  constexpr int kHalf = kLanes<T> / 2;
   const bool whole = strip.p.kernel != DwKernel::kDepthwise || strip.used == kLanes<T>;
-  if (whole)
+  if (strip.p.width == kHalf)
+    dw_bias<T, Lanes<T, kHalf>>(part.walk, part.dy, sums);
+  else if (whole)
     for (int64_t v = 0; v < strip.vectors(); ++v)
       dw_bias<T, Vec<T>>(part.walk, part.dy + v * kLanes<T>, sums + v * kLanes<T>);
   else

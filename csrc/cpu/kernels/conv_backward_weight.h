@@ -18,8 +18,8 @@ namespace convgrad::cpu {
 namespace {
 
 enum class DwKernel {
-  kTile,       // any shape: 6 (tap, c) rows by 2 vectors of k
-  kSlide,      // kernel width 3, stride and dilation 1 in the width
+  kTile,       // any shape: 6 or 12 (tap, c) rows by 2 vectors of k
+  kSlide,      // kernel width 3 or 5, stride and dilation 1 in the width
   kDepthwise,  // one input and one output channel per group: vectors of channels
 };
 
@@ -115,6 +115,10 @@ inline void plan_chunks(const ConvShape& s, DwPlan& p) {
   p.units_per_item = max_of(1, p.units() * p.chunks / 64);
 }
 
+// Two rows of pixels side by side in one vector, where that fills 16 lanes with 8 channels.
+template <class T>
+constexpr bool kPairs = sizeof(T) == 4 && kLanes<T> == 16;
+
 template <class T>
 DwPlan plan_backward_weight(const ConvShape& s) {
   constexpr int64_t L = kLanes<T>;
@@ -124,10 +128,11 @@ DwPlan plan_backward_weight(const ConvShape& s) {
   p.in_c = s.group_in_c();
   p.out_c = depthwise ? s.out_c : s.group_out_c();
   // With one channel and one row of taps the sliding kernel has too few sums to hide latency.
-  const bool slide = sizeof(T) == 4 && s.ker[2] == 3 && s.stride[2] == 1 && s.dil[2] == 1 &&
-                     (p.in_c > 1 || s.ker[1] > 1);
+  const bool slide = sizeof(T) == 4 && (s.ker[2] == 3 || s.ker[2] == 5) && s.stride[2] == 1 &&
+                     s.dil[2] == 1 && (p.in_c > 1 || s.ker[1] > 1);
   p.kernel = depthwise ? DwKernel::kDepthwise : slide ? DwKernel::kSlide : DwKernel::kTile;
   p.width = p.kernel == DwKernel::kTile && p.out_c > L ? 2 * L : L;
+  if (kPairs<T> && !depthwise && p.out_c <= L / 2) p.width = L / 2;
   p.blocks = ceil_div(p.out_c, p.width);
   const bool whole_planes = p.kernel == DwKernel::kSlide && p.in_c == 1;
   p.rows = (whole_planes ? s.ker[1] : 1) * s.ker[2] * p.in_c;

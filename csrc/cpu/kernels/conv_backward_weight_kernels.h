@@ -1,14 +1,21 @@
 // The micro-kernels of backward_weight: each sums the pixels of a box in registers and adds the
 // sums to a unit's partial matrix.
 #pragma once
+#include "lanes.h"
 #include "vec.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace convgrad::cpu {
 namespace {
 
-// A box walked in two arrays: counts along n, d, h, w, and the steps in elements of a and b.
+// A box walked in two arrays: counts along n, d, h, w, and the steps in elements of a and b. Where
+// two rows are summed side by side, `next` is how far the second one lies from the first.
 struct Walk {
   int64_t count[4], a[4], b[4];
+  int64_t next_a, next_b;
 };
 
 // Calls row(a, b) for each row (along w) of the box.
@@ -22,24 +29,81 @@ inline __attribute__((always_inline)) void for_rows(const Walk& walk, const T* a
             b + n * walk.b[0] + d * walk.b[1] + h * walk.b[2]);
 }
 
+// What one vector holds: W output channels of one row of pixels, or in a second half of the lanes
+// also those of another row (P = 2): so 8 channels fill 16 lanes. The halves are added at the end.
+template <class T, int W, int P>
+struct Beside {
+  static_assert(P == 1 || (P == 2 && W == 8));
+  using Vector = Lanes<T, W * P>;
+  static inline __attribute__((always_inline)) Vector vector(const T* p, int64_t next) {
+    if constexpr (P == 1)
+      return get<T, W>(p);
+    else
+      return join(get<T, W>(p), get<T, W>(p + next));
+  }
+  static inline __attribute__((always_inline)) Vector scalar(const T* p, int64_t next) {
+    if constexpr (P == 1) return *p - Vector{};  // a broadcast, see vec.h
+#if defined(__AVX512F__)
+    else  // one load and one masked load
+      return _mm512_mask_broadcastss_ps(_mm512_set1_ps(*p), 0xff00, _mm_load_ss(p + next));
+#else
+    else
+      return join(*p - Lanes<T, W>{}, p[next] - Lanes<T, W>{});
+#endif
+  }
+  static inline __attribute__((always_inline)) void add_to(T* out, Vector sum) {
+    if constexpr (P == 1)
+      put<T, W>(out, get<T, W>(out) + sum);
+    else
+      put<T, W>(out,
+                get<T, W>(out) + (__builtin_shufflevector(sum, sum, 0, 1, 2, 3, 4, 5, 6, 7) +
+                                  __builtin_shufflevector(sum, sum, 8, 9, 10, 11, 12, 13, 14, 15)));
+  }
+
+ private:
+  static inline __attribute__((always_inline)) Vector join(Lanes<T, W> lo, Lanes<T, W> hi) {
+    return __builtin_shufflevector(lo, hi, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+};
+
+// Calls sum<P>(walk, a, b) so that all rows of the box are summed, two at a time where it can be.
+template <int N>
+struct Rows {
+  static constexpr int value = N;
+};
+template <class T, class Sum>
+inline void in_pairs(Walk walk, const T* a, const T* b, const Sum& sum) {
+  int axis = 2;
+  while (axis > 0 && walk.count[axis] == 1) --axis;
+  const int64_t count = walk.count[axis], half = count / 2;
+  if (half > 0) {
+    walk.count[axis] = half;
+    walk.next_a = half * walk.a[axis];
+    walk.next_b = half * walk.b[axis];
+    sum(Rows<2>{}, walk, a, b);
+  }
+  if (count % 2 == 0) return;
+  walk.count[axis] = 1;
+  sum(Rows<1>{}, walk, a + (count - 1) * walk.a[axis], b + (count - 1) * walk.b[axis]);
+}
+
 // ---- tile: out[m][v] += sum over pixels of a[m] b[v], M scalars by V vectors ----
 
-template <class T, int M, int V>
+template <class T>
+using DwTile = void (*)(const Walk&, const T*, const T*, T*, int64_t);
+
+template <class T, int W, int P, int V, int M>
 void dw_tile(const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
-  constexpr int L = kLanes<T>;
-  Vec<T> acc[M][V];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) acc[m][v] = Vec<T>{};
+  using B = Beside<T, W, P>;
+  typename B::Vector acc[M][V] = {};
   for_rows(walk, a, b, [&](const T* pa, const T* pb) __attribute__((always_inline)) {
     for (int64_t w = 0; w < walk.count[3]; ++w, pa += walk.a[3], pb += walk.b[3]) {
-      Vec<T> row[V];
+      typename B::Vector row[V];
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) row[v] = load(pb + v * L);
+      for (int v = 0; v < V; ++v) row[v] = B::vector(pb + v * W, walk.next_b);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        const Vec<T> scale = broadcast(pa[m]);
+        const typename B::Vector scale = B::scalar(pa + m, walk.next_a);
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) acc[m][v] += scale * row[v];
       }
@@ -48,34 +112,33 @@ void dw_tile(const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      T* to = out + m * pitch + v * L;
-      store(to, load(to) + acc[m][v]);
+    for (int v = 0; v < V; ++v) B::add_to(out + m * pitch + v * W, acc[m][v]);
+}
+
+template <class T, int W, int P, int V, int... M>
+struct DwTiles {
+  static constexpr DwTile<T> kByRows[] = {dw_tile<T, W, P, V, M>...};
+  // `rows` rows in evenly split tiles.
+  static void run(int64_t rows, const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
+    const int64_t tiles = ceil_div(rows, sizeof...(M));
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t r = rows * tile / tiles, end = rows * (tile + 1) / tiles;
+      kByRows[end - r - 1](walk, a + r, b, out + r * pitch, pitch);
     }
-}
-
-template <class T>
-using DwTile = void (*)(const Walk&, const T*, const T*, T*, int64_t);
-
-// `rows` rows by `vectors` (1 or 2) vectors, in evenly split tiles of at most 6 x 2 or 12 x 1.
-template <class T>
-void dw_tiles(int64_t rows, int64_t vectors, const Walk& walk, const T* a, const T* b, T* out,
-              int64_t pitch) {
-  static constexpr DwTile<T> kOne[12] = {dw_tile<T, 1, 1>,  dw_tile<T, 2, 1>,  dw_tile<T, 3, 1>,
-                                         dw_tile<T, 4, 1>,  dw_tile<T, 5, 1>,  dw_tile<T, 6, 1>,
-                                         dw_tile<T, 7, 1>,  dw_tile<T, 8, 1>,  dw_tile<T, 9, 1>,
-                                         dw_tile<T, 10, 1>, dw_tile<T, 11, 1>, dw_tile<T, 12, 1>};
-  static constexpr DwTile<T> kTwo[6] = {dw_tile<T, 1, 2>, dw_tile<T, 2, 2>, dw_tile<T, 3, 2>,
-                                        dw_tile<T, 4, 2>, dw_tile<T, 5, 2>, dw_tile<T, 6, 2>};
-  const int64_t tiles = ceil_div(rows, vectors == 1 ? 12 : 6);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t r = rows * tile / tiles, end = rows * (tile + 1) / tiles;
-    (vectors == 1 ? kOne : kTwo)[end - r - 1](walk, a + r, b, out + r * pitch, pitch);
   }
-}
+};
+template <class T, int W, int P>
+using DwTiles1 = DwTiles<T, W, P, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#if defined(__AVX512F__)
+template <class T>
+using DwTiles2 = DwTiles<T, kLanes<T>, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12>;
+#else
+template <class T>
+using DwTiles2 = DwTiles<T, kLanes<T>, 1, 2, 1, 2, 3, 4, 5, 6>;
+#endif
 
-// ---- slide: kernel width 3, stride 1. Each pixel of x meets dy at three neighbouring pixels,
-// which stay in registers: out[r][tap][c] += x[row r, pixel j - pad, c] dy[j - tap] ----
+// ---- slide: kernel width S, stride 1. Each pixel of x meets dy at S neighbouring pixels, which
+// stay in registers: out[r][tap][c] += x[row r, pixel j - pad, c] dy[j - tap] ----
 
 struct SlideRow {
   int64_t begin, end;                    // output columns of the strip
@@ -86,48 +149,49 @@ struct SlideRow {
 
 // x: input column 0 of the first tap row; dy: output column `begin`. The columns of walk are
 // unused.
-template <class T, int R, int C>
+template <class T, int W, int P, int S, int R, int C>
 void dw_slide(const Walk& walk, const SlideRow& s, const T* x, const T* dy, T* out) {
-  Vec<T> acc[R][3][C];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) acc[r][0][c] = acc[r][1][c] = acc[r][2][c] = Vec<T>{};
+  using B = Beside<T, W, P>;
+  using Vector = typename B::Vector;
+  Vector acc[R][S][C] = {};
   // Column j of x, counted so that tap t meets output column j - t.
-  const int64_t first = max_of(s.begin, s.pad), last = min_of(s.end + 2, s.pad + s.width);
-  const int64_t inner = min_of(max_of(first, s.begin + 2), last), inner_end = min_of(s.end, last);
+  const int64_t first = max_of(s.begin, s.pad), last = min_of(s.end + S - 1, s.pad + s.width);
+  const int64_t inner = min_of(max_of(first, s.begin + S - 1), last),
+                inner_end = min_of(s.end, last);
   for_rows(walk, x, dy, [&](const T* x_row, const T* dy_row) __attribute__((always_inline)) {
     const T* px = x_row + (first - s.pad) * s.x_pixel;
     const T* pd = dy_row + (first - s.begin) * s.dy_pixel;
     int64_t j = first;
     const auto border = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int t = 0; t < 3; ++t) {
+      for (int t = 0; t < S; ++t) {
         if (j - t < s.begin || j - t >= s.end) continue;
-        const Vec<T> d = load(pd - t * s.dy_pixel);
+        const Vector d = B::vector(pd - t * s.dy_pixel, walk.next_b);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-          for (int c = 0; c < C; ++c) acc[r][t][c] += broadcast(px[r * s.x_tap_row + c]) * d;
+          for (int c = 0; c < C; ++c)
+            acc[r][t][c] += B::scalar(px + r * s.x_tap_row + c, walk.next_a) * d;
       }
       ++j, px += s.x_pixel, pd += s.dy_pixel;
     };
     while (j < inner) border();
     if (j < inner_end) {
-      Vec<T> d1 = load(pd - s.dy_pixel), d2 = load(pd - 2 * s.dy_pixel);
+      Vector d[S];
+#pragma GCC unroll 16
+      for (int t = 1; t < S; ++t) d[t] = B::vector(pd - t * s.dy_pixel, walk.next_b);
       for (; j < inner_end; ++j, px += s.x_pixel, pd += s.dy_pixel) {
-        const Vec<T> d0 = load(pd);
+        d[0] = B::vector(pd, walk.next_b);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
           for (int c = 0; c < C; ++c) {
-            const Vec<T> v = broadcast(px[r * s.x_tap_row + c]);
-            acc[r][0][c] += v * d0;
-            acc[r][1][c] += v * d1;
-            acc[r][2][c] += v * d2;
+            const Vector v = B::scalar(px + r * s.x_tap_row + c, walk.next_a);
+#pragma GCC unroll 16
+            for (int t = 0; t < S; ++t) acc[r][t][c] += v * d[t];
           }
-        d2 = d1;
-        d1 = d0;
+#pragma GCC unroll 16
+        for (int t = S - 1; t > 0; --t) d[t] = d[t - 1];
       }
     }
     while (j < last) border();
@@ -135,16 +199,33 @@ void dw_slide(const Walk& walk, const SlideRow& s, const T* x, const T* dy, T* o
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int t = 0; t < 3; ++t)
+    for (int t = 0; t < S; ++t)
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) {
-        T* to = out + r * s.out_row + t * s.out_tap + c * s.out_c;
-        store(to, load(to) + acc[r][t][c]);
-      }
+      for (int c = 0; c < C; ++c)
+        B::add_to(out + r * s.out_row + t * s.out_tap + c * s.out_c, acc[r][t][c]);
 }
 
 template <class T>
 using DwSlide = void (*)(const Walk&, const SlideRow&, const T*, const T*, T*);
+
+// Kernels by number of channels of one row of taps, and of one channel by number of rows.
+template <class T, int W, int P, int S, int... N>
+struct DwSlides {
+  static constexpr int64_t kMost = sizeof...(N);
+  static constexpr DwSlide<T> kByChannels[] = {dw_slide<T, W, P, S, 1, N>...};
+  static constexpr DwSlide<T> kByRows[] = {dw_slide<T, W, P, S, N, 1>...};
+};
+#if defined(__AVX512F__)
+template <class T, int W, int P>
+using DwSlides3 = DwSlides<T, W, P, 3, 1, 2, 3, 4, 5, 6, 7, 8>;
+template <class T, int W, int P>
+using DwSlides5 = DwSlides<T, W, P, 5, 1, 2, 3, 4, 5>;
+#else
+template <class T, int W, int P>
+using DwSlides3 = DwSlides<T, W, P, 3, 1, 2, 3, 4>;
+template <class T, int W, int P>
+using DwSlides5 = DwSlides<T, W, P, 5, 1, 2>;
+#endif
 
 // ---- depthwise: out[t] += sum over pixels of x[pixel + t] dy[pixel], S taps; V a vector or T ----
 
