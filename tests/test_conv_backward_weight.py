@@ -22,7 +22,8 @@ def case(n, c, k, size, kernel, stride=1, padding=0, dilation=1, groups=1):
 
 # Which kernel a shape takes is plan_backward_weight's choice: each group names one.
 CASES = {
-    # sliding: width 3, stride and dilation 1 in the width
+    # sliding: width 3 or 5, stride and dilation 1 in the width; at most 8 output channels go two
+    # rows of pixels at a time where vectors have 16 lanes
     "slide one channel": case(2, 1, 16, (9, 11), (3, 3), padding=1),
     "slide one channel, 5 rows of taps": case(2, 1, 6, (9, 11), (5, 3), padding=(2, 1)),
     "slide one channel, strided rows": case(2, 1, 6, (9, 11), (3, 3), (2, 1), (1, 1)),
@@ -42,10 +43,17 @@ CASES = {
     "slide many strips": case(1, 2, 8, (40, 41), (3, 3), padding=1),
     "slide long line": case(1, 2, 8, (2500,), (3,), padding=1),
     "slide small images": case(40, 4, 8, (4, 4), (3, 3), padding=1),
+    "slide five wide, one channel": case(2, 1, 6, (11, 12), (5, 5), padding=2),
+    "slide five wide": case(2, 6, 16, (9, 9), (5, 5)),
+    "slide five wide, narrow": case(2, 7, 5, (4, 3), (5, 5), padding=2),
+    "slide five wide, seven rows of taps": case(2, 1, 24, (9, 11), (7, 5), padding=(3, 2)),
+    "slide eight channels, odd rows": case(1, 9, 8, (7, 9), (3, 3), padding=1),
+    "slide eight channels, one row": case(3, 4, 8, (1, 9), (1, 3), padding=(0, 1)),
+    "slide eight channels, one row in all": case(1, 4, 8, (1, 9), (1, 3), padding=(0, 1)),
     # tile: anything else
-    "tile one channel": case(2, 1, 6, (11, 12), (5, 5), padding=2),
     "tile line of one channel": case(3, 1, 16, (50,), (3,)),
-    "tile many rows": case(2, 6, 16, (9, 9), (5, 5)),
+    "tile many rows": case(2, 6, 16, (9, 9), (4, 4)),
+    "tile eight channels": case(3, 14, 8, (9, 9), (3, 3), 2, 1),
     "tile stride 2": case(2, 5, 17, (9, 10), (3, 3), 2, 1),
     "tile stride 3, kernel 2": case(2, 3, 4, (9, 10), (2, 2), 3),
     "tile transposed 2x2x2": case(1, 8, 16, (4, 6, 8), (2, 2, 2), 2),
@@ -61,14 +69,15 @@ CASES = {
     "depthwise 7 wide, dilated": case(2, 8, 8, (5, 20), (3, 7), padding=6, dilation=2, groups=8),
     "depthwise volume": case(1, 9, 9, (4, 5, 6), (3, 3, 3), padding=1, groups=9),
     "depthwise line": case(2, 3, 3, (30,), (5,), padding=2, groups=3),
+    "tile pointwise": case(3, 20, 12, (6, 7), (1, 1)),
+    "tile pointwise, many pixels": case(2, 3, 5, (70, 70), (1, 1)),
+    "tile pointwise, wide": case(2, 40, 50, (5, 5), (1, 1)),
     # a matrix product
-    "product pointwise": case(3, 20, 12, (6, 7), (1, 1)),
-    "product of many pixels": case(2, 3, 5, (70, 70), (1, 1)),
     "product whole input": case(9, 3, 7, (4, 5), (4, 5)),
-    "product line": case(4, 1, 1, (9,), (1,)),
+    "product line": case(4, 1, 1, (9,), (9,)),
     # nothing
     "no images": case(0, 4, 8, (5, 5), (3, 3), padding=1),
-    "no images, product": case(0, 4, 8, (5, 5), (1, 1)),
+    "no images, product": case(0, 4, 8, (5, 5), (5, 5)),
     "no images, tile": case(0, 4, 8, (5, 5), (2, 2)),
 }
 
@@ -93,7 +102,7 @@ QUICK = {
     "slide volume",
     "tile stride 2",
     "depthwise tail",
-    "product pointwise",
+    "product whole input",
 }
 
 
@@ -126,8 +135,10 @@ def test_without_bias():
         case(2, 24, 24, (30, 30), (3, 3), padding=1, groups=24),
         case(1, 2, 8, (12, 13, 14), (3, 3, 3), padding=1),
         case(8, 12, 5, (40, 30), (1, 1)),
+        case(2, 6, 16, (24, 24), (5, 5), padding=2),
+        case(300, 12, 5, (8, 4), (8, 4)),
     ],
-    ids=["slide", "tile", "depthwise", "volume", "product"],
+    ids=["slide", "tile", "depthwise", "volume", "pointwise", "slide five wide", "product"],
 )
 def test_same_bits_for_any_threads(shape):
     rng = np.random.default_rng(2)
@@ -145,8 +156,9 @@ def test_same_bits_for_any_threads(shape):
         case(1, 2, 3, (70000,), (2,)),
         case(1, 8, 8, (70000,), (3,), padding=1, groups=8),
         case(1, 2, 3, (70000,), (1,)),
+        case(1, 1, 20, (264, 265), (5, 5), padding=2),
     ],
-    ids=["slide line", "slide", "slide one channel", "tile", "depthwise", "product"],
+    ids=["slide line", "slide", "slide one channel", "tile", "depthwise", "pointwise", "five wide"],
 )
 def test_error_of_long_sums(shape):
     rng = np.random.default_rng(3)

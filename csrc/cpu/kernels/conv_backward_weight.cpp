@@ -368,29 +368,25 @@ void add_bias_chunks(const DwPlan& p, const T* sums, T* db) {
   }
 }
 
-// ---- one pixel of x per pixel of dy: a matrix product ----
+// ---- a kernel that covers the whole input: dw = dy' x, a matrix product ----
 
-// Kernel 1 x 1 with stride 1, or a kernel that covers the whole input: dw = dy' x over all pixels.
 inline bool is_product(const ConvShape& s) {
-  if (s.groups != 1) return false;
-  bool pointwise = true, whole = true;
-  for (int i = 0; i < 3; ++i) {
-    pointwise = pointwise && s.ker[i] == 1 && s.stride[i] == 1 && s.in[i] == s.out[i];
-    whole = whole && s.ker[i] == s.in[i] && s.out[i] == 1 && (s.dil[i] == 1 || s.in[i] == 1);
-  }
+  if (s.groups != 1 || s.taps() == 1) return false;
+  bool whole = true;
   for (int i = 0; i < 3; ++i)
-    pointwise = pointwise && s.pad[i] == 0, whole = whole && s.pad[i] == 0;
-  return pointwise || whole;
+    whole = whole && s.ker[i] == s.in[i] && s.out[i] == 1 && s.pad[i] == 0 &&
+            (s.dil[i] == 1 || s.in[i] == 1);
+  return whole;
 }
 inline GemmShape product_shape(const ConvShape& s) {
-  return {s.out_c, s.taps() * s.in_c, s.n * s.out_pixels(), true, false};
+  return {s.out_c, s.taps() * s.in_c, s.n, true, false};
 }
 
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
   if (is_product(s))
     return max_of(packed_gemm_workspace<T>(product_shape(s), threads),
-                  column_sum_workspace<T>(s.n * s.out_pixels(), s.out_c, threads));
+                  column_sum_workspace<T>(s.n, s.out_c, threads));
   const DwPlan p = plan_backward_weight<T>(s);
   return (p.chunks * p.partial + threads * p.scratch) * static_cast<int64_t>(sizeof(T));
 }
@@ -400,7 +396,7 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
                           T* db) {
   if (is_product(s)) {
     packed_gemm(exec, product_shape(s), dy, x, static_cast<const T*>(nullptr), dw);
-    if (db) column_sum(exec, s.n * s.out_pixels(), s.out_c, dy, db);
+    if (db) column_sum(exec, s.n, s.out_c, dy, db);
     return;
   }
   const DwPlan p = plan_backward_weight<T>(s);
