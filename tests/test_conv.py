@@ -153,6 +153,21 @@ def test_conv_transpose_is_exact_in_float64(case):
     assert_transposed_exact(*TRANSPOSED[case], np.float64)
 
 
+@pytest.mark.parametrize("k", range(1, 34))
+@pytest.mark.parametrize("algorithm", ["auto", "tile", "slide"], indirect=True)
+def test_every_number_of_output_channels(k, algorithm):
+    """Vectors of two pixels, whole and partial vectors, in rows of an odd number of pixels."""
+    rng = np.random.default_rng(0)
+    x, w, b = draw(rng, (2, 3, 4, 23), (k, 3, 3, 3), k)
+    y = conv(x, w, b, padding=1)
+    got = _cpu.conv_forward(x, w, b, 1, 1, 1, 1, relu=True)
+    np.testing.assert_array_equal(got, np.maximum(y, 0))
+    dy, mask = integers(rng, (2, 3, 4, 23)), integers(rng, y.shape)
+    dx, _, _ = conv_gradients(dy, mask, w.swapaxes(0, 1), padding=1)
+    got = _cpu.conv_backward_input(dy, w.swapaxes(0, 1), mask.shape, 1, 1, 1, 1, mask=mask)
+    np.testing.assert_array_equal(got, np.where(mask > 0, dx, 0))
+
+
 @pytest.mark.parametrize("algorithm, case, used, used_backward", [
     ("auto", "narrow", "slide", "slide"),
     ("auto", "strided", "tile", "tile"),

@@ -13,6 +13,10 @@
 namespace convgrad::cpu {
 namespace {
 
+// float64 is for proof.
+template <class T>
+constexpr bool kHasKernels = sizeof(T) == sizeof(float);
+
 // backward_input makes a pass per phase: with more of them than this, they are too small to be
 // worth it, unless there is work in each.
 constexpr int64_t kManyPhases = 64, kPhaseMacs = 1 << 12;
@@ -21,7 +25,7 @@ constexpr int64_t kManyPhases = 64, kPhaseMacs = 1 << 12;
 template <class T>
 ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
   const bool empty = p.n * p.positions() * p.dst_c == 0;
-  if (sizeof(T) != sizeof(float) || empty || !is_bounded<T>(p)) return ConvAlgorithm::kGeneric;
+  if (!kHasKernels<T> || empty || !is_bounded<T>(p)) return ConvAlgorithm::kGeneric;
   switch (s.algorithm) {
     case ConvAlgorithm::kGeneric:
     case ConvAlgorithm::kTile:
@@ -67,7 +71,7 @@ void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
   const Pass p = forward_pass(s);
   const ConvAlgorithm algorithm = choose<T>(s, p);
   if (algorithm == ConvAlgorithm::kGeneric) return forward_generic(exec, s, x, w, epilogue, y);
-  run_pass(exec, plan_of<T>(p, algorithm), x, w, epilogue, y);
+  if constexpr (kHasKernels<T>) run_pass(exec, plan_of<T>(p, algorithm), x, w, epilogue, y);
 }
 
 // One algorithm for all phases, unless it is kAuto: then each has its own.
@@ -97,7 +101,8 @@ void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, cons
     return backward_input_generic(exec, s, dy, w, epilogue, dx);
   for (int64_t phase = 0; phase < phases(s); ++phase) {
     const Pass p = backward_pass(s, phase);
-    run_pass(exec, plan_of<T>(p, choose<T>(s, p)), dy, w, epilogue, dx);
+    if constexpr (kHasKernels<T>)
+      run_pass(exec, plan_of<T>(p, choose<T>(s, p)), dy, w, epilogue, dx);
   }
 }
 

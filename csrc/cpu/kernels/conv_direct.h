@@ -17,10 +17,10 @@ struct DirectCall {
   int64_t scratch_pitch;  // elements between the threads' scratch
 };
 
-// Vectors of output channels in a block; the last block may be a narrow one.
+// Vectors in a block; the last block may be a narrow one.
 template <class T>
 int64_t block_vectors(const Plan& plan, int64_t block) {
-  return min_of(plan.block_c / kLanes<T>,
+  return min_of(plan.block_lanes() / kLanes<T>,
                 ceil_div(plan.pass.dst_c - block * plan.block_c, kLanes<T>));
 }
 
@@ -37,15 +37,15 @@ void pack_offsets(const DirectCall<T>& call) {
                  tw * a[2].tap_step * plan.pitch[2];
 }
 
-// w -> panel [td][th][tw][c][lanes] of one block, or [td][th][c][tw][lanes] to slide. Channels
-// beyond the last are zero.
+// w -> panel [td][th][tw][c][lanes] of one block, or [td][th][c][tw][lanes] to slide. Lane j is for
+// channel j % block_c; channels beyond the last are zero.
 template <class T>
 void pack_panel(const DirectCall<T>& call, int64_t group, int64_t block, T* panel) {
   const Plan& plan = call.plan;
   const Pass& p = plan.pass;
   const Axis* a = p.axis;
   const int64_t width = block_vectors<T>(plan, block) * kLanes<T>, first = block * plan.block_c;
-  const int64_t valid = min_of(width, p.dst_c - first);
+  const int64_t pixel = width / plan.pixels, valid = min_of(pixel, p.dst_c - first);
   const int64_t depth = plan.method == Method::kDepthwise ? 1 : p.src_c;
   const bool slide = plan.method == Method::kSlide;
   const int64_t tap_pitch = slide ? width : depth * width;
@@ -56,8 +56,10 @@ void pack_panel(const DirectCall<T>& call, int64_t group, int64_t block, T* pane
                    p.w_offset(row / a[1].taps, row % a[1].taps, tw);
       T* out = panel + row * a[2].taps * depth * width + tw * tap_pitch;
       for (int64_t c = 0; c < depth; ++c, w += p.w_src, out += c_pitch) {
-        for (int64_t j = 0; j < valid; ++j) out[j] = w[j * p.w_dst];
-        for (int64_t j = valid; j < width; ++j) out[j] = 0;
+        for (int64_t at = 0; at < width; at += pixel) {
+          for (int64_t j = 0; j < valid; ++j) out[at + j] = w[j * p.w_dst];
+          for (int64_t j = valid; j < pixel; ++j) out[at + j] = 0;
+        }
       }
     }
 }
@@ -67,11 +69,11 @@ void pack(const Exec& exec, const DirectCall<T>& call) {
   const Plan& plan = call.plan;
   const Pass& p = plan.pass;
   pack_offsets(call);
-  const int64_t padded_c = plan.blocks * plan.block_c;
-  for (int64_t i = 0; i < p.groups * padded_c; ++i) {
-    const int64_t c = i % padded_c;
-    const T* bias = call.epilogue.bias;
-    call.bias[i] = bias && c < p.dst_c ? bias[i / padded_c * p.bias_c + c % p.bias_c] : 0;
+  const T* bias = call.epilogue.bias;
+  const int64_t lanes = plan.block_lanes(), group_lanes = plan.blocks * lanes;
+  for (int64_t i = 0; i < p.groups * group_lanes; ++i) {
+    const int64_t c = i % group_lanes / lanes * plan.block_c + i % lanes % plan.block_c;
+    call.bias[i] = bias && c < p.dst_c ? bias[i / group_lanes * p.bias_c + c % p.bias_c] : 0;
   }
   const int64_t block_size = plan.panel_size() / max_of(1, plan.blocks);
   parallel_for(exec, p.groups * plan.blocks, p.groups * plan.panel_size(), [&](int64_t i, int) {
@@ -121,19 +123,23 @@ void copy_box(const Plan& plan, const T* image, const int64_t start[3], const in
 
 template <class T>
 const Kernels<T>& kernels_for(const Plan& plan, int64_t vectors) {
+  const bool pair = plan.pixels == 2;
   if (plan.method == Method::kDepthwise) return kDepthwise<T>;
-  if (plan.method == Method::kSlide) return plan.slide_taps == 3 ? kSlide3<T> : kSlide5<T>;
-  return vectors == 1 ? kTile1<T> : kTile2<T>;
+  if (plan.slide_taps == 3) return pair ? kPairSlide3<T> : kSlide3<T>;
+  if (plan.slide_taps == 5) return pair ? kPairSlide5<T> : kSlide5<T>;
+  return pair ? kPairTile<T> : vectors == 1 ? kTile1<T> : kTile2<T>;
 }
 
-// One row of positions, in tiles as equal as can be.
+// One row of positions, in tiles as equal as can be. Two pixels of a vector are as far apart as
+// there are vectors; where that is one too many for the tile, a pixel is computed twice.
 template <class T>
-void run_row(const Kernels<T>& kernels, const TileArgs<T>& args, int64_t width, const T* x, T* y) {
-  const int64_t tiles = ceil_div(width, kernels.most), pixels = width / tiles,
+void run_row(const Kernels<T>& kernels, const TileArgs<T>& args, int64_t pixels, int64_t width,
+             const T* x, T* y) {
+  const int64_t tiles = ceil_div(width, kernels.most * pixels), least = width / tiles,
                 longer = width % tiles;
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t m = pixels + (tile < longer);
-    kernels.by_pixels[m - 1](args, x, y);
+    const int64_t m = least + (tile < longer), vectors = ceil_div(m, pixels);
+    kernels.of[vectors - 1](args, x, y, m - vectors);
     x += m * args.x_pitch;
     y += m * args.y_pitch;
   }
@@ -157,7 +163,7 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
   const int64_t vectors = block_vectors<T>(plan, block), width = vectors * kLanes<T>;
   const int64_t index = group * plan.blocks + block, first_c = block * plan.block_c;
   const Kernels<T>& kernels = kernels_for<T>(plan, vectors);
-  const T* panel = call.panels + index * plan.block_c * plan.steps() * plan.slide_taps;
+  const T* panel = call.panels + index * plan.block_lanes() * plan.steps() * plan.slide_taps;
   const int64_t terms = plan.run * plan.slide_taps;  // per row
   const int64_t some_rows = max_of(1, kTermBlock / max_of(1, terms));
   const int64_t some_run =
@@ -168,8 +174,8 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
   TileArgs<T> args;
   args.x_pitch = box.x_step[2];
   args.y_pitch = box.y_step[2];
-  args.bias = call.bias + index * plan.block_c;
-  args.last = min_of(width, p.dst_c - first_c) - (vectors - 1) * kLanes<T>;
+  args.bias = call.bias + index * plan.block_lanes();
+  args.last = min_of(plan.block_c, p.dst_c - first_c) - (vectors - 1) * kLanes<T>;
   args.dst = call.dst;
   args.mask = call.epilogue.mask;
   args.first = true;
@@ -182,7 +188,8 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
     args.panel = panel + (row * plan.run + i) * width * plan.slide_taps;
     for (int64_t d = 0; d < box.count[0]; ++d)
       for (int64_t h = 0; h < box.count[1]; ++h)
-        run_row(kernels, args, box.count[2], x + i + d * box.x_step[0] + h * box.x_step[1],
+        run_row(kernels, args, plan.pixels, box.count[2],
+                x + i + d * box.x_step[0] + h * box.x_step[1],
                 y + d * box.y_step[0] + h * box.y_step[1]);
     args.first = false;
     i += some_run;

@@ -23,14 +23,16 @@ struct Plan {
   bool in_place;
   int64_t slide_taps;       // S of the sliding kernel, else 1
   int64_t rows, run;        // rows of taps, steps per row
-  int64_t block_c, blocks;  // output channels per block
+  int64_t pixels;           // in a vector: 2 where the channels fill only half of one
+  int64_t block_c, blocks;  // output channels per block, of block_c * pixels lanes
   int64_t box[3], boxes[3], extent[3];
   int64_t pitch[3];  // of src pixels, as read: elements per slice, row, pixel
   int64_t chunks;    // items that share a box, each with some of its blocks
   int64_t scratch;   // elements per thread
 
+  constexpr int64_t block_lanes() const { return block_c * pixels; }
   constexpr int64_t steps() const { return rows * run; }
-  constexpr int64_t panel_size() const { return blocks * block_c * steps() * slide_taps; }
+  constexpr int64_t panel_size() const { return blocks * block_lanes() * steps() * slide_taps; }
   constexpr int64_t items() const {
     return pass.n * pass.groups * boxes[0] * boxes[1] * boxes[2] * chunks;
   }
@@ -94,7 +96,8 @@ Plan make_plan(const Pass& pass, Method method) {
     plan.run *= a[2].taps;
   else if (method != Method::kSlide)
     plan.rows *= a[2].taps;
-  plan.block_c = (method == Method::kTile ? 2 : 1) * kLanes<T>;
+  plan.pixels = !depthwise && 2 * p.dst_c <= kLanes<T> ? 2 : 1;
+  plan.block_c = (method == Method::kTile && plan.pixels == 1 ? 2 : 1) * kLanes<T> / plan.pixels;
   plan.blocks = ceil_div(p.dst_c, plan.block_c);
 
   const int64_t pixel_bytes = max_of(1, p.src_c) * static_cast<int64_t>(sizeof(T));
@@ -136,7 +139,7 @@ WorkspaceMap map_workspace(const Plan& plan, int threads) {
   constexpr int64_t kSize = sizeof(T);
   WorkspaceMap map;
   map.bias = aligned(plan.rows * static_cast<int64_t>(sizeof(int64_t)));
-  map.panels = map.bias + aligned(plan.pass.groups * plan.blocks * plan.block_c * kSize);
+  map.panels = map.bias + aligned(plan.pass.groups * plan.blocks * plan.block_lanes() * kSize);
   map.scratch = map.panels + aligned(plan.pass.groups * plan.panel_size() * kSize);
   map.scratch_bytes = aligned(plan.scratch * kSize) + 64;  // threads do not share a cache line
   map.total = map.scratch + threads * map.scratch_bytes;

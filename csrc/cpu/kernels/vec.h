@@ -54,20 +54,24 @@ inline Vec<T> load_first(const T* p, int64_t n) {
   __builtin_memcpy(&v, p, static_cast<size_t>(n) * sizeof(T));
   return v;
 }
-// The first n lanes of v into p, in pieces of a power of two. 0 <= n <= lanes.
+// n elements in pieces of a power of two. 0 <= n < lanes.
+template <class T>
+inline void copy_first(T* to, const T* from, int64_t n) {
+#pragma GCC unroll 8
+  for (int piece = kLanes<T> / 2; piece > 0; piece /= 2) {
+    if (!(n & piece)) continue;
+    __builtin_memcpy(to, from, static_cast<size_t>(piece) * sizeof(T));
+    to += piece;
+    from += piece;
+  }
+}
+// The first n lanes of v into p. 0 <= n <= lanes.
 template <class T>
 inline void store_first(T* p, Vec<T> v, int64_t n) {
   if (n == kLanes<T>) return store(p, v);
   T lanes[kLanes<T>];
   store(lanes, v);
-  const T* from = lanes;
-#pragma GCC unroll 8
-  for (int piece = kLanes<T> / 2; piece > 0; piece /= 2) {
-    if (!(n & piece)) continue;
-    __builtin_memcpy(p, from, static_cast<size_t>(piece) * sizeof(T));
-    p += piece;
-    from += piece;
-  }
+  copy_first(p, lanes, n);
 }
 
 // The same through masks, where the instruction set has them. Not AVX2's stores: a masked one is
