@@ -33,12 +33,8 @@ int64_t checked_product(const char* op, const char* what, const int64_t* v, int 
     if (v[i] == 0) return 0;
   }
   for (int i = 0; i < n; ++i) {
-    if (__builtin_mul_overflow(product, v[i], &product) || product > kMaxElements) {
-      std::ostringstream out;
-      out << '[' << op << "] The number of elements of the " << what << " overflows. Got shape "
-          << text(v, n) << '.';
-      throw std::overflow_error(out.str());
-    }
+    if (__builtin_mul_overflow(product, v[i], &product) || product > kMaxElements)
+      fail(op, "The number of elements of the ", what, " overflows. Got shape ", text(v, n), '.');
   }
   return product;
 }
@@ -50,9 +46,7 @@ void check_positive(const char* op, const char* name, const int64_t* v, int n) {
 }
 
 [[noreturn]] void too_large(const char* op, const char* name, const int64_t* v, int n) {
-  std::ostringstream out;
-  out << '[' << op << "] " << name << " is too large. Got " << text(v, n) << '.';
-  throw std::overflow_error(out.str());
+  fail(op, name, " is too large. Got ", text(v, n), '.');
 }
 
 // So that sums of a few of them fit 64 bits.

@@ -70,9 +70,9 @@ struct ConvArgs {
   ConvAlgorithm algorithm;
 };
 
-// Each checks everything and throws std::invalid_argument "[op] rule. Got value." or
-// std::overflow_error. x_shape is (N, C, *spatial), w_shape (K, C / groups, *kernel) or,
-// transposed, (C, K / groups, *kernel); both have spatial + 2 entries. b_size is -1 without bias.
+// Each checks everything, sizes beyond 64 bits too, and throws std::invalid_argument "[op] rule.
+// Got value.". x_shape is (N, C, *spatial), w_shape (K, C / groups, *kernel) or, transposed, (C, K
+// / groups, *kernel); both have spatial + 2 entries. b_size is -1 without bias.
 ConvShape make_conv_shape(const char* op, const int64_t* x_shape, const int64_t* w_shape,
                           int64_t b_size, const ConvArgs& args);
 ConvShape make_conv_transpose_shape(const char* op, const int64_t* x_shape, const int64_t* w_shape,

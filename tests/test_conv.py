@@ -552,13 +552,13 @@ HUGE = 2**62
 
 
 @pytest.mark.parametrize("arguments, error, message", [
-    ({"padding": HUGE}, OverflowError, rf"padding is too large. Got \({HUGE},\)"),
-    ({"padding": 2**58}, OverflowError, r"elements of the output overflows"),
-    ({"dilation": HUGE}, OverflowError, rf"dilation is too large. Got \({HUGE},\)"),
-    ({"stride": HUGE}, OverflowError, rf"stride is too large. Got \({HUGE},\)"),
+    ({"padding": HUGE}, ValueError, rf"padding is too large. Got \({HUGE},\)"),
+    ({"padding": 2**58}, ValueError, r"elements of the output overflows"),
+    ({"dilation": HUGE}, ValueError, rf"dilation is too large. Got \({HUGE},\)"),
+    ({"stride": HUGE}, ValueError, rf"stride is too large. Got \({HUGE},\)"),
     ({"groups": HUGE}, ValueError, rf"groups must divide .* Got groups {HUGE}"),
     ({"padding": 2**70}, ValueError, r"padding does not fit 64 bits"),
-    ({"padding": 2**45}, MemoryError, None),
+    ({"padding": 2**45}, MemoryError, r"\[convgrad\] .* Got 18014398509482\d{3} bytes"),
 ])  # fmt: skip
 def test_huge_sizes_raise(arguments, error, message):
     x, w = np.zeros((1, 1, 5), np.float32), np.zeros((64, 1, 3), np.float32)
@@ -569,7 +569,7 @@ def test_huge_sizes_raise(arguments, error, message):
 def test_huge_transposed_sizes_raise():
     x, w = np.zeros((1, 1, 5), np.float32), np.zeros((1, 64, 3), np.float32)
     for stride in (2**57, 2**58):
-        with pytest.raises(OverflowError, match="elements of the input overflows"):
+        with pytest.raises(ValueError, match="elements of the input overflows"):
             F.conv_transpose1d(cg.tensor(x), cg.tensor(w), stride=stride)
     with pytest.raises(MemoryError):
         F.conv_transpose1d(cg.tensor(x), cg.tensor(w), stride=2**45)

@@ -173,8 +173,10 @@ def test_a_view_keeps_its_block() -> None:
 def test_impossible_sizes_are_memory_errors() -> None:
     x = np.zeros((1, 1, 1, 1), np.float32)
     wide = np.broadcast_to(x, (1 << 14, 1 << 14, 1 << 10, 1 << 4))
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match=rf"^\[convgrad\] .* Got {1 << 44} bytes, beside \d+ in"):
         _cpu.channels_last(wide)
+    with pytest.raises(ValueError, match=rf"must fit 64 bits. Got shape \({1 << 62}, 1, 3, 1\)"):
+        _cpu.pad_constant(x, (0, 0, 1, 0), ((1 << 62) - 1, 0, 1, 0), 0.0)
     assert F.conv2d(cg.tensor(x), cg.tensor(x)).shape == (1, 1, 1, 1)  # and life goes on
 
 

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstdio>
 #include <cstring>
 #include <mutex>
-#include <new>
 
 namespace convgrad::cpu {
 namespace {
@@ -243,7 +243,7 @@ class BlockCache {
   BlockCache() { pthread_atfork(before_fork, after_fork, after_fork); }
 
   void* allocate(int64_t used) {
-    if (used < 0 || used > kMaxBytes) throw std::bad_alloc();
+    if (used > kMaxBytes) throw OutOfMemory(used, stats().live_bytes);
     const bool poisoned = poison.load(std::memory_order_relaxed);
     const int64_t bytes =
         round_up(kAlign + std::max(used, kAlign) + (poisoned ? kGuard : 0), kAlign);
@@ -254,7 +254,7 @@ class BlockCache {
       empty_locked();
       block = arena.take(bytes);
     }
-    if (block == nullptr) throw std::bad_alloc();
+    if (block == nullptr) throw OutOfMemory(used, live_);
     live_ += block->bytes;
     peak_live_ = std::max(peak_live_, live_);
     lock.unlock();
@@ -307,6 +307,13 @@ void BlockCache::before_fork() { cache().mutex_.lock(); }
 void BlockCache::after_fork() { cache().mutex_.unlock(); }
 
 }  // namespace
+
+OutOfMemory::OutOfMemory(int64_t bytes, int64_t live_bytes) noexcept {
+  std::snprintf(text_, sizeof(text_),
+                "[convgrad] There is no memory for an array or a workspace. Got %lld bytes, beside "
+                "%lld in use.",
+                static_cast<long long>(bytes), static_cast<long long>(live_bytes));
+}
 
 void* allocate_block(int64_t bytes) { return cache().allocate(bytes); }
 void release_block(void* block) noexcept { cache().release(block); }

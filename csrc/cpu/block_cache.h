@@ -3,10 +3,21 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
 namespace convgrad::cpu {
 
-// 64-byte aligned, at least `bytes`; throws std::bad_alloc after the cache was emptied and tried
+// A MemoryError in Python, which says how much was asked for.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  OutOfMemory(int64_t bytes, int64_t live_bytes) noexcept;
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[128];
+};
+
+// 64-byte aligned, at least `bytes`; throws OutOfMemory after the cache was emptied and tried
 // again. Any thread may release any block.
 void* allocate_block(int64_t bytes);
 void release_block(void* block) noexcept;

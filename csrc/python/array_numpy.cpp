@@ -115,6 +115,23 @@ Array array_arg(const char* op, const char* name, py::handle object) {
   return a;
 }
 
+namespace {
+
+int64_t checked_bytes(const Array& a) {
+  int64_t bytes = size_of(a.dtype);
+  bool overflow = false;
+  for (int i = 0; i < a.rank; ++i) {
+    if (a.shape[i] == 0) return 0;  // whatever the other axes
+    overflow |= __builtin_mul_overflow(bytes, a.shape[i], &bytes);
+  }
+  if (overflow)
+    value_error("empty", "The size of an array must fit 64 bits. Got shape " + a.shape_text() +
+                             " of " + name_of(a.dtype) + ".");
+  return bytes;
+}
+
+}  // namespace
+
 Array empty(DType dtype, int rank, const int64_t* shape, Layout layout) {
   Array a;
   a.dtype = dtype;
@@ -130,8 +147,8 @@ Array empty(DType dtype, int rank, const int64_t* shape, Layout layout) {
   for (int axis = rank - 1; axis >= 0; --axis)
     if (!last || axis != 1) step(axis);
   const int64_t item = size_of(dtype);
-  int64_t bytes = a.size(), steps[kMaxRank];
-  if (__builtin_mul_overflow(bytes, item, &bytes)) throw std::bad_alloc();
+  int64_t steps[kMaxRank];
+  const int64_t bytes = checked_bytes(a);
   for (int i = 0; i < rank; ++i) steps[i] = a.stride[i] * item;
   a.object = pooled_array(dtype, rank, shape, steps, bytes);
   a.data = py::detail::array_proxy(a.object.ptr())->data;

@@ -132,8 +132,7 @@ def conv1d(
 
     padding: ints, 'same' (stride 1), 'valid', or a tuple of (low, high) pairs. It stands for zeros
     that weights multiply: an infinite or NaN weight makes NaN where its tap falls on padding.
-    ValueError for shapes that do not fit, TypeError for dtypes that differ, OverflowError for sizes
-    beyond 64 bits.
+    ValueError for shapes that do not fit or sizes beyond 64 bits, TypeError for dtypes that differ.
     """
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
