@@ -112,6 +112,7 @@ ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, in
   check_args(op, a, w + 2);
   ConvShape s{};
   s.algorithm = a.algorithm;
+  s.exact = a.exact;
   s.n = x[0];
   s.groups = a.groups;
   s.in_c = x[1];
@@ -149,6 +150,7 @@ ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int6
   check_args(op, a, w + 2);
   ConvShape s{};
   s.algorithm = a.algorithm;
+  s.exact = a.exact;
   s.n = x[0];
   s.groups = a.groups;
   const int64_t out_channels[] = {w[1], a.groups};

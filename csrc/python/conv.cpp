@@ -6,10 +6,11 @@
 namespace convgrad::python {
 namespace {
 
-// ---- the algorithm, for tests and measurements ----
+// ---- the algorithm ----
 
-constexpr const char* kAlgorithms[] = {"auto", "generic", "tile", "slide", "depthwise"};
-std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};
+constexpr const char* kAlgorithms[] = {"auto", "generic", "tile", "slide", "depthwise", "winograd"};
+std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};  // for tests and measurements
+std::atomic<bool> exact{false};
 
 void force_conv_algorithm(const std::string& name) {
   for (int i = 0; i < static_cast<int>(std::size(kAlgorithms)); ++i) {
@@ -17,9 +18,14 @@ void force_conv_algorithm(const std::string& name) {
     forced = static_cast<ConvAlgorithm>(i);
     return;
   }
-  value_error("force_conv_algorithm",
-              "The name must be auto, generic, tile, slide or depthwise. Got '" + name + "'.");
+  value_error(
+      "force_conv_algorithm",
+      "The name must be auto, generic, tile, slide, depthwise or winograd. Got '" + name + "'.");
 }
+
+// Whether convolutions keep to the algorithms with the error of a plain sum.
+void set_exact_algorithms(bool value) { exact = value; }
+bool exact_algorithms() { return exact; }
 
 // ---- arguments ----
 
@@ -63,6 +69,7 @@ ConvArgs conv_args(const char* op, int spatial, py::handle stride, py::handle pa
   a.spatial = spatial;
   a.groups = groups;
   a.algorithm = forced;
+  a.exact = exact;
   int_tuple(op, "stride", stride, spatial, a.stride);
   int_tuple(op, "dilation", dilation, spatial, a.dilation);
   parse_padding(op, padding, a);
@@ -318,6 +325,8 @@ const char* conv_algorithm(const py::tuple& x_shape, const py::tuple& w_shape, p
 void bind_conv(py::module_& m) {
   m.def("force_conv_algorithm", &force_conv_algorithm);
   m.def("conv_algorithm", &conv_algorithm);
+  m.def("set_exact_algorithms", &set_exact_algorithms, py::arg("value"));
+  m.def("exact_algorithms", &exact_algorithms);
   const auto relu = py::arg("relu") = false;
   const auto mask = py::arg("mask") = py::none();
   const auto x = py::arg("x"), dy = py::arg("dy"), w = py::arg("w"), b = py::arg("b");

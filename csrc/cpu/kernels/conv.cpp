@@ -5,8 +5,10 @@
 //   conv_plan.h     how a pass is cut into work items, and its workspace
 //   conv_direct.h   runs a plan
 //   conv_micro.h    the register-blocked inner loops
+//   conv_winograd.h 3x3 taps by Winograd's algorithm
 #include "conv_direct.h"
 #include "conv_generic.h"
+#include "conv_winograd.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -36,6 +38,9 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
     case ConvAlgorithm::kDepthwise:
       if (can_depthwise(p)) return s.algorithm;
       break;
+    case ConvAlgorithm::kWinograd:
+      if (!s.exact && can_winograd(p)) return s.algorithm;
+      break;
     case ConvAlgorithm::kAuto:
       break;
   }
@@ -53,6 +58,22 @@ Plan plan_of(const Pass& p, ConvAlgorithm algorithm) {
 }
 
 template <class T>
+int64_t pass_workspace(const Pass& p, ConvAlgorithm algorithm, int threads) {
+  if (algorithm == ConvAlgorithm::kWinograd)
+    return winograd_workspace<T>(plan_winograd<T>(p), threads);
+  return map_workspace<T>(plan_of<T>(p, algorithm), threads).total;
+}
+
+template <class T>
+void run(const Exec& exec, const Pass& p, ConvAlgorithm algorithm, const T* src, const T* w,
+         const Epilogue<T>& epilogue, T* dst) {
+  if constexpr (kHasKernels<T>) {
+    if (algorithm == ConvAlgorithm::kWinograd) return run_winograd(exec, p, src, w, epilogue, dst);
+    run_pass(exec, plan_of<T>(p, algorithm), src, w, epilogue, dst);
+  }
+}
+
+template <class T>
 ConvAlgorithm conv_forward_algorithm(const ConvShape& s) {
   return choose<T>(s, forward_pass(s));
 }
@@ -62,7 +83,7 @@ int64_t conv_forward_workspace(const ConvShape& s, int threads) {
   const Pass p = forward_pass(s);
   const ConvAlgorithm algorithm = choose<T>(s, p);
   if (algorithm == ConvAlgorithm::kGeneric) return 0;
-  return map_workspace<T>(plan_of<T>(p, algorithm), threads).total;
+  return pass_workspace<T>(p, algorithm, threads);
 }
 
 template <class T>
@@ -71,7 +92,7 @@ void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
   const Pass p = forward_pass(s);
   const ConvAlgorithm algorithm = choose<T>(s, p);
   if (algorithm == ConvAlgorithm::kGeneric) return forward_generic(exec, s, x, w, epilogue, y);
-  if constexpr (kHasKernels<T>) run_pass(exec, plan_of<T>(p, algorithm), x, w, epilogue, y);
+  run(exec, p, algorithm, x, w, epilogue, y);
 }
 
 // One algorithm for all phases, unless it is kAuto: then each has its own.
@@ -89,7 +110,7 @@ int64_t conv_backward_input_workspace(const ConvShape& s, int threads) {
   int64_t bytes = 0;
   for (int64_t phase = 0; phase < phases(s); ++phase) {
     const Pass p = backward_pass(s, phase);
-    bytes = max_of(bytes, map_workspace<T>(plan_of<T>(p, choose<T>(s, p)), threads).total);
+    bytes = max_of(bytes, pass_workspace<T>(p, choose<T>(s, p), threads));
   }
   return bytes;
 }
@@ -101,8 +122,7 @@ void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, cons
     return backward_input_generic(exec, s, dy, w, epilogue, dx);
   for (int64_t phase = 0; phase < phases(s); ++phase) {
     const Pass p = backward_pass(s, phase);
-    if constexpr (kHasKernels<T>)
-      run_pass(exec, plan_of<T>(p, choose<T>(s, p)), dy, w, epilogue, dx);
+    run(exec, p, choose<T>(s, p), dy, w, epilogue, dx);
   }
 }
 

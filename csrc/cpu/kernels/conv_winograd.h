@@ -1,0 +1,311 @@
+// Winograd's convolution F(4x4, 3x3) of a pass with 3x3 taps at stride 1, of any padding: about a
+// quarter of the multiplications. With depth, the taps along it are summed among the transformed
+// tiles: each slice is transformed once and serves all of them.
+//
+//   conv_winograd_transform.h  tiles and weights into the domain of the frequencies, and back
+//   conv_winograd_gemm.h       the products there
+//   conv_winograd.h            the plan, its workspace, and the loops over blocks of tiles
+//
+// Error: max |y - exact| <= 64 eps max |exact| for normally distributed inputs and weights, some
+// ten times that of a plain sum. Inputs in {-1, 0, 1} and weights in 576 * {-1, 0, 1} give exact
+// results as long as the sums stay below 2^24. NaN and infinity reach the whole of the 4x4 tiles
+// that see them, as NaN.
+#pragma once
+#include "conv_pass.h"
+#include "conv_plan.h"
+#include "conv_winograd_gemm.h"
+#include "conv_winograd_transform.h"
+#include "parallel.h"
+
+namespace convgrad::cpu {
+namespace {
+
+constexpr int64_t kMaxWinogradWeights = 16 << 20;  // elements, transformed
+constexpr int64_t kWinogradBytes = 384 << 10;      // of a block in both domains: stays in L2
+constexpr int64_t kMaxDepthTaps = 7;
+constexpr int64_t kMinTiles = 24, kMaxTiles = 64;  // per block
+
+// An item is a block of tiles, numbered through all images, and a range of output slices. It goes
+// through the range by steps of one slice, or of two, which then share the vectors of a product
+// (`pair`): a vector of 16 lanes holds 2 slices x 8 channels. The transformed input slices of a
+// step lie in a ring of slots, so that the next step only adds its new ones. Everything follows
+// from the shape.
+struct WinogradPlan {
+  Pass pass;
+  int64_t tiles[2], count;         // of an image's rows and columns, of all images
+  int64_t block, blocks;           // tiles per item
+  int64_t depth, ranges;           // output slices per item
+  int64_t pair, slots;             // output slices, and slices of the ring, per step
+  int64_t width;                   // channels of a row of products: pair * dst_c in whole vectors
+  int64_t u_next, v_next, m_next;  // elements from one frequency to the next
+  int64_t u_size, slot, m_size, edge;  // elements: weights; per thread: slot, products, edge tile
+
+  constexpr int64_t items() const { return blocks * ranges; }
+  constexpr int64_t scratch() const { return slots * slot + m_size + edge; }
+};
+
+constexpr bool is_unit_stride(const Axis& a) {
+  return a.src_step == 1 && a.dst_step == 1 && a.dst_first == 0 && a.count == a.dst;
+}
+constexpr bool has_three_taps(const Axis& a) {
+  return is_unit_stride(a) && a.taps == 3 && a.tap_step == 1;
+}
+inline bool can_winograd(const Pass& p) {
+  const Axis& d = p.axis[0];
+  return p.groups == 1 && p.src_c > 0 && p.bias_c == p.dst_c && has_three_taps(p.axis[1]) &&
+         has_three_taps(p.axis[2]) && is_unit_stride(d) && (d.taps == 1 || d.tap_step == 1) &&
+         d.taps >= 1 && d.taps <= kMaxDepthTaps && (d.taps + 1) * p.src_c <= kTermBlock &&
+         p.dst_c <= kTermBlock &&
+         kFrequencies * (d.taps + 1) * p.src_c * p.dst_c <= kMaxWinogradWeights;
+}
+
+template <class T>
+WinogradPlan plan_winograd(const Pass& p) {
+  // A line between frequencies: a power of two between them would put all into one set of the
+  // cache.
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const auto spaced = [](int64_t size) { return ceil_div(size, kLine) * kLine + kLine; };
+  WinogradPlan plan{};
+  plan.pass = p;
+  for (int i = 0; i < 2; ++i) plan.tiles[i] = ceil_div(p.axis[1 + i].count, kTileOut);
+  plan.count = p.n * plan.tiles[0] * plan.tiles[1];
+  const int64_t slices = p.axis[0].count, taps = p.axis[0].taps;
+  plan.pair = slices > 1 && taps > 1 && 2 * p.dst_c <= kLanes<T> ? 2 : 1;
+  plan.slots = taps + plan.pair - 1;
+  plan.width = ceil_div(plan.pair * p.dst_c, kLanes<T>) * kLanes<T>;
+
+  const int64_t tile_bytes =
+      kFrequencies * (plan.slots * p.src_c + plan.width) * static_cast<int64_t>(sizeof(T));
+  const int64_t fit = min_of(kMaxTiles, max_of(kMinTiles, kWinogradBytes / tile_bytes));
+  plan.block = even_piece(plan.count, min_of(fit, max_of(kMinTiles, plan.count / kItems)));
+  plan.blocks = ceil_div(plan.count, plan.block);
+  plan.depth = even_piece(slices, max_of(2 * plan.pair, slices * plan.blocks / kItems));
+  plan.depth = ceil_div(plan.depth, plan.pair) * plan.pair;
+  plan.ranges = ceil_div(slices, plan.depth);
+
+  plan.u_next = spaced(plan.slots * p.src_c * plan.width);
+  plan.v_next = spaced(plan.block * p.src_c);
+  plan.m_next = spaced(plan.block * plan.width);
+  plan.u_size = kFrequencies * plan.u_next;
+  plan.slot = kFrequencies * plan.v_next;
+  plan.m_size = kFrequencies * plan.m_next;
+  plan.edge = spaced(kTileIn * kTileIn * p.src_c);
+  return plan;
+}
+
+template <class T>
+int64_t winograd_workspace(const WinogradPlan& plan, int threads) {
+  return (plan.u_size + threads * plan.scratch()) * static_cast<int64_t>(sizeof(T));
+}
+
+template <class T>
+struct WinogradCall {
+  WinogradPlan plan;
+  const T *src, *w;
+  Epilogue<T> epilogue;
+  T *dst, *u, *scratch;
+};
+
+// Calls block(W, c) for blocks of the c channels; one may be done twice.
+template <class T, class Block>
+inline void for_channel_blocks(int64_t c, const Block& block) {
+  if constexpr (kLanes<T> == 16) {
+    if (c % 16 != 0 && c % 8 == 0) {
+      for (int64_t at = 0; at < c; at += 8) block(Width<8>{}, at);
+      return;
+    }
+  }
+  for_channels<T>(c, true, block);
+}
+
+// ---- weights ----
+
+// The vectors of row: first the pairs of them, then a single one.
+template <class T>
+int64_t panel_vectors(const WinogradPlan& plan, int64_t first) {
+  return min_of(2, plan.width / kLanes<T> - first);
+}
+
+// One vector of output channels of u, for one slice of the ring: lanes of tap slice - q, q being
+// the slice of the pair a lane belongs to.
+template <class T>
+void transform_weights(const WinogradCall<T>& call, int64_t vector, int64_t slice) {
+  constexpr int L = kLanes<T>;
+  const WinogradPlan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const T* from[L];
+  for (int l = 0; l < L; ++l) {
+    const int64_t lane = vector * L + l, q = lane / p.dst_c, tap = slice - q;
+    const bool used = q < plan.pair && tap >= 0 && tap < p.axis[0].taps;
+    from[l] = used ? call.w + lane % p.dst_c * p.w_dst + p.w_offset(tap, 0, 0) : nullptr;
+  }
+  int64_t offset[9];
+  for (int t = 0; t < 9; ++t) offset[t] = p.w_offset(0, t / 3, t % 3) - p.w_offset(0, 0, 0);
+  const int64_t first = vector / 2 * 2, width = panel_vectors<T>(plan, first) * L;
+  T* u = call.u + first * L * plan.slots * p.src_c + slice * p.src_c * width + (vector - first) * L;
+  for (int64_t c = 0; c < p.src_c; ++c, u += width) {
+    Vec<T> g[9];
+    for (int t = 0; t < 9; ++t) {
+      T lanes[L];
+      for (int l = 0; l < L; ++l) lanes[l] = from[l] ? from[l][offset[t] + c * p.w_src] : T(0);
+      g[t] = load(lanes);
+    }
+    transform_weight<T, L>(g, u, plan.u_next);
+  }
+}
+
+// ---- inputs ----
+
+// Where a tile lies.
+struct TileAt {
+  int64_t n, i, j;
+};
+inline TileAt tile_at(const WinogradPlan& plan, int64_t tile) {
+  const int64_t row = tile / plan.tiles[1];
+  return {row / plan.tiles[0], row % plan.tiles[0], tile % plan.tiles[1]};
+}
+inline void next_tile(const WinogradPlan& plan, TileAt& at) {
+  if (++at.j < plan.tiles[1]) return;
+  at.j = 0;
+  if (++at.i < plan.tiles[0]) return;
+  at.i = 0;
+  ++at.n;
+}
+
+// The 6x6 pixels from row h and column w of a slice, zeros where that is outside.
+template <class T>
+void copy_edge(const Pass& p, const T* slice, int64_t h, int64_t w, T* out) {
+  const int64_t c = p.src_c;
+  const int64_t from = min_of(kTileIn, max_of(0, -w));
+  const int64_t to = max_of(from, min_of(kTileIn, p.axis[2].src - w));
+  const auto bytes = [&](int64_t pixels) { return static_cast<size_t>(pixels * c) * sizeof(T); };
+  for (int64_t i = 0; i < kTileIn; ++i, out += kTileIn * c) {
+    if (h + i < 0 || h + i >= p.axis[1].src || from == to) {
+      __builtin_memset(out, 0, bytes(kTileIn));
+      continue;
+    }
+    __builtin_memset(out, 0, bytes(from));
+    __builtin_memcpy(out + from * c, slice + ((h + i) * p.axis[2].src + w + from) * c,
+                     bytes(to - from));
+    __builtin_memset(out + to * c, 0, bytes(kTileIn - to));
+  }
+}
+
+// `count` tiles of one slice of src, to a slot of v.
+template <class T>
+void transform_slice(const WinogradCall<T>& call, TileAt at, int64_t count, int64_t d, T* v,
+                     T* edge) {
+  const WinogradPlan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const Axis *a = p.axis, &h = a[1], &w = a[2];
+  const int64_t c = p.src_c;
+  for (int64_t t = 0; t < count; ++t, next_tile(plan, at), v += c) {
+    const T* slice = call.src + (at.n * a[0].src + d) * h.src * w.src * c;
+    const int64_t y = h.src_first + kTileOut * at.i, x = w.src_first + kTileOut * at.j;
+    const bool inside = y >= 0 && y + kTileIn <= h.src && x >= 0 && x + kTileIn <= w.src;
+    if (!inside) copy_edge(p, slice, y, x, edge);
+    const T* from = inside ? slice + (y * w.src + x) * c : edge;
+    const int64_t row = (inside ? w.src : kTileIn) * c;
+    for_channel_blocks<T>(c, [&](auto width, int64_t k) {
+      transform_input<T, width.value>(from + k, row, c, v + k, plan.v_next);
+    });
+  }
+}
+
+// ---- products ----
+
+// Slices [from, to) of the ring, of which the first is in slot `first`, times their weights.
+template <class T>
+void multiply_slices(const WinogradPlan& plan, int64_t tiles, int64_t first, int64_t from,
+                     int64_t to, const T* v, const T* u, T* m) {
+  constexpr int L = kLanes<T>;
+  const int64_t c = plan.pass.src_c;
+  int64_t slice[kMaxDepthTaps + 1];
+  for (int64_t s = from; s < to; ++s) slice[s - from] = (first + s) % plan.slots * plan.slot;
+  // With few channels one call does all frequencies, else the weights of one stay in L1.
+  const int64_t together = c * plan.width * plan.slots <= 1024 ? kFrequencies : 1;
+  const FrequencyArgs args = {together, plan.v_next, plan.u_next, plan.m_next,
+                              slice,    to - from,   c,           plan.width};
+  for (int64_t f = 0; f < kFrequencies; f += together)
+    for (int64_t k = 0; k < plan.width / L; k += 2) {
+      const int64_t vectors = panel_vectors<T>(plan, k);
+      const T* panel = u + f * plan.u_next + k * L * plan.slots * c + from * c * vectors * L;
+      const T* rows = v + f * plan.v_next;
+      T* out = m + f * plan.m_next + k * L;
+      if (vectors == 2)
+        multiply_tiles<Multiply2<T>>(args, tiles, rows, panel, out);
+      else
+        multiply_tiles<Multiply1<T>>(args, tiles, rows, panel, out);
+    }
+}
+
+// ---- outputs ----
+
+// `count` tiles of one slice of dst from m.
+template <class T>
+void write_slice(const WinogradCall<T>& call, TileAt at, int64_t count, int64_t d, const T* m) {
+  const WinogradPlan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const Axis *a = p.axis, &h = a[1], &w = a[2];
+  const Epilogue<T>& e = call.epilogue;
+  for (int64_t t = 0; t < count; ++t, next_tile(plan, at), m += plan.width) {
+    const int64_t y = kTileOut * at.i, x = kTileOut * at.j;
+    const int64_t pixel = ((at.n * a[0].dst + d) * h.dst + y) * w.dst + x;
+    for_channel_blocks<T>(p.dst_c, [&](auto width, int64_t k) {
+      const int64_t first = pixel * p.dst_c + k;
+      const OutputTile<T> to = {call.dst + first, e.mask ? e.mask + first : nullptr,
+                                w.dst * p.dst_c,  p.dst_c,
+                                h.dst - y,        w.dst - x};
+      transform_output<T, width.value>(m + k, plan.m_next, e.bias ? e.bias + k : nullptr, e.relu,
+                                       to);
+    });
+  }
+}
+
+template <class T>
+void run_winograd_item(const WinogradCall<T>& call, int64_t item, int thread) {
+  const WinogradPlan& plan = call.plan;
+  const Axis& d = plan.pass.axis[0];
+  T* v = call.scratch + thread * plan.scratch();
+  T* m = v + plan.slots * plan.slot;
+  T* edge = m + plan.m_size;
+  const int64_t block = item % plan.blocks * plan.block;
+  const int64_t tiles = min_of(plan.block, plan.count - block);
+  const int64_t begin = item / plan.blocks * plan.depth, end = min_of(begin + plan.depth, d.count);
+  const TileAt at = tile_at(plan, block);
+  int64_t filled = 0;  // slices of src transformed, from the first one that this item sees
+  for (int64_t z = begin; z < end; z += plan.pair) {
+    const int64_t src = d.src_first + z, seen = z - begin;
+    // Slices of the ring that lie inside src.
+    const int64_t from = min_of(plan.slots, max_of(0, -src));
+    const int64_t to = max_of(from, min_of(plan.slots, d.src - src));
+    for (filled = max_of(filled, seen + from); filled < seen + to; ++filled)
+      transform_slice(call, at, tiles, d.src_first + begin + filled,
+                      v + filled % plan.slots * plan.slot, edge);
+    multiply_slices(plan, tiles, seen % plan.slots, from, to, v, call.u, m);
+    for (int64_t q = 0; q < plan.pair && z + q < end; ++q)
+      write_slice(call, at, tiles, z + q, m + q * plan.pass.dst_c);
+  }
+}
+
+template <class T>
+void run_winograd(const Exec& exec, const Pass& p, const T* src, const T* w,
+                  const Epilogue<T>& epilogue, T* dst) {
+  WinogradCall<T> call;
+  call.plan = plan_winograd<T>(p);
+  const WinogradPlan& plan = call.plan;
+  call.src = src;
+  call.w = w;
+  call.epilogue = epilogue;
+  call.dst = dst;
+  call.u = static_cast<T*>(exec.workspace);
+  call.scratch = call.u + plan.u_size;
+  const int64_t vectors = plan.width / kLanes<T>;
+  parallel_for(exec, vectors * plan.slots, plan.u_size,
+               [&](int64_t i, int) { transform_weights(call, i % vectors, i / vectors); });
+  parallel_for(exec, plan.items(), p.macs() / kLanes<T>,
+               [&](int64_t item, int thread) { run_winograd_item(call, item, thread); });
+}
+
+}  // namespace
+}  // namespace convgrad::cpu
