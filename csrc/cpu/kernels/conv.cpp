@@ -45,6 +45,7 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
       break;
   }
   if (can_depthwise(p)) return ConvAlgorithm::kDepthwise;
+  if (!s.exact && can_winograd(p) && is_winograd_faster(p)) return ConvAlgorithm::kWinograd;
   // With one vector of channels the tile kernel waits for its loads; sliding needs half of them.
   if (can_slide(p) && p.dst_c <= kLanes<T>) return ConvAlgorithm::kSlide;
   return ConvAlgorithm::kTile;

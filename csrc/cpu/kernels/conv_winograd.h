@@ -6,10 +6,10 @@
 //   conv_winograd_gemm.h       the products there
 //   conv_winograd.h            the plan, its workspace, and the loops over blocks of tiles
 //
-// Error: max |y - exact| <= 64 eps max |exact| for normally distributed inputs and weights, some
-// ten times that of a plain sum. Inputs in {-1, 0, 1} and weights in 576 * {-1, 0, 1} give exact
-// results as long as the sums stay below 2^24. NaN and infinity reach the whole of the 4x4 tiles
-// that see them, as NaN.
+// Error for normally distributed inputs and weights, `terms` = channels * taps along the depth:
+// max |y - exact| <= (32 + 6 sqrt(terms)) eps max |exact|, some ten times that of a plain sum.
+// Inputs in {-1, 0, 1} and weights in 576 * {-1, 0, 1} give exact results as long as the sums stay
+// below 2^24. NaN and infinity reach the whole of the 4x4 tiles that see them, as NaN.
 #pragma once
 #include "conv_pass.h"
 #include "conv_plan.h"
@@ -57,6 +57,18 @@ inline bool can_winograd(const Pass& p) {
          d.taps >= 1 && d.taps <= kMaxDepthTaps && (d.taps + 1) * p.src_c <= kTermBlock &&
          p.dst_c <= kTermBlock &&
          kFrequencies * (d.taps + 1) * p.src_c * p.dst_c <= kMaxWinogradWeights;
+}
+
+// Whether it beats the direct kernels (measured on AVX2 and AVX-512): enough channels to pay for
+// the transforms of tiles, of which most is used, and enough pixels to pay for those of the
+// weights.
+inline bool is_winograd_faster(const Pass& p) {
+  const bool deep = p.axis[0].taps > 1;
+  const int64_t used = p.axis[1].count * p.axis[2].count;
+  const int64_t computed = ceil_div(p.axis[1].count, kTileOut) *
+                           ceil_div(p.axis[2].count, kTileOut) * kTileOut * kTileOut;
+  return min_of(p.src_c, p.dst_c) >= (deep ? 8 : 16) && 4 * used >= 3 * computed &&
+         p.n * p.positions() >= 512;
 }
 
 template <class T>
