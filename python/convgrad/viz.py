@@ -96,13 +96,14 @@ def confusion_matrix(
 def ratios(
     values: Mapping[str, float], path: str | os.PathLike[str], title: str = "", label: str = ""
 ) -> None:
-    """Bars from bottom to top, each with its value, and a line where the ratio is 1."""
+    """Bars from top to bottom, each with its value, and a line where the ratio is 1."""
     figure = _figure(7.2, 0.42 * len(values) + 1.4)
     axes = figure.subplots()
     names = list(values)[::-1]
     bars = axes.barh(names, [values[name] for name in names], color=TRAINING)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.axvline(1, color=VALIDATION, linewidth=1)
+    axes.axvline(1, color=VALIDATION, linewidth=1, zorder=0)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line
+    axes.bar_label(bars, fmt="%.2f", padding=3, bbox=paper)
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
