@@ -120,6 +120,26 @@ def test_a_race_says_who_is_how_much_faster(torch):
     assert trainers.peers_of(CONV1D, compiled=True)[-1].compiled
 
 
+def test_a_peer_that_cannot_be_told_its_threads_runs_only_with_all(monkeypatch):
+    monkeypatch.setattr(
+        trainers.importlib.util, "find_spec", lambda name: name if name == "jax" else None
+    )
+    monkeypatch.setattr(trainers.os, "cpu_count", lambda: 3)
+    for threads, names in ((2, []), (3, ["jax"])):
+        cg.set_num_threads(threads)
+        assert [peer.name for peer in trainers.peers_of(CONV1D)] == names
+
+
+@pytest.mark.parametrize("name", ["conv1d-150", "mlp", "lenet", "unet2d"])
+def test_jax_agrees(name, monkeypatch):
+    pytest.importorskip("jax", reason="a peer that convgrad's extras do not bring")
+    monkeypatch.setattr(trainers, "PEERS", trainers.PEERS[-1:])
+    cg.set_num_threads(trainers.os.cpu_count())
+    found = race.check(WORKLOADS[name])
+    assert found["gradient"] < 1e-4 and found["state"] < 1e-4
+    assert race.check(WORKLOADS[name], inference=True)["output"] < 1e-5
+
+
 # ---- what the figures are made of ----
 
 

@@ -6,6 +6,7 @@ A peer needs a :class:`Trainer` and a line in PEERS.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,12 @@ def _torch(
     return Trainer(workload, torch, lambda array: torch.from_numpy(np.array(array)), state, prepare)
 
 
+def _jax(workload: Workload, state: State | None) -> Any:
+    from convgrad.bench.jax_peer import JaxTrainer
+
+    return JaxTrainer(workload, state)
+
+
 @dataclass(frozen=True)
 class Peer:
     """Another library, or another way to use it.
@@ -108,6 +115,7 @@ class Peer:
     suits: Callable[[Workload], bool] = lambda workload: True
     same_as: str | None = None
     compiled: bool = False  # only where asked for: it takes minutes to start
+    all_threads: bool = False  # it uses every processor, and cannot be told otherwise
 
 
 def _has_images(workload: Workload) -> bool:
@@ -130,17 +138,20 @@ PEERS = (
         lambda workload, state: _torch(workload, state, compiled=True),
         compiled=True,
     ),
+    Peer("jax", "jax", _jax, all_threads=True),
 )
 
 
 def peers_of(workload: Workload, compiled: bool = False) -> list[Peer]:
-    """Those that are installed and can run it."""
+    """Those that are installed and can run it with as many threads as convgrad is set to."""
+    all_threads = convgrad.get_num_threads() == os.cpu_count()
     return [
         peer
         for peer in PEERS
         if importlib.util.find_spec(peer.package) is not None
         and peer.suits(workload)
         and (compiled or not peer.compiled)
+        and (all_threads or not peer.all_threads)
     ]
 
 

@@ -38,8 +38,8 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="time training steps and operations beside PyTorch",
         description="Times training steps beside the libraries that are installed: PyTorch in "
-        "both of its layouts; convgrad alone without it. Alone, `convgrad bench` is "
-        "`convgrad bench training` on all workloads: a few minutes.",
+        "both of its layouts, JAX where all processors are used; convgrad alone without them. "
+        "Without WHAT it is `convgrad bench training` on all workloads: a few minutes.",
         epilog="Exit codes: 0 it ran; 1 it failed, or the sides do not compute the same; 2 the "
         "command line is wrong.",
     )
@@ -397,7 +397,7 @@ def _draw(about: Results, rows: Iterable[dict[str, Any]], path: Path, what: str)
         f"{about['date']}"
     )
     peers = ", ".join(f"{name} {version}" for name, version in about["peers"].items())
-    viz.ratios(ratios, path, title, f"times as fast as {peers} (its fastest layout)")
+    viz.ratios(ratios, path, title, f"times as fast as {peers}, whichever is fastest")
 
 
 def _write_json(results: Results, path: Path) -> None:
