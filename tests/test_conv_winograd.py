@@ -204,3 +204,15 @@ def test_float64_is_exact_anyway():
     x, w = rng.standard_normal((4, 16, 16, 16)), rng.standard_normal((16, 16, 3, 3))
     y = F.conv2d(cg.tensor(x), cg.tensor(w), padding=1).numpy()
     np.testing.assert_allclose(y, conv(x, w, padding=1), rtol=1e-12, atol=1e-12)
+
+
+def test_the_public_switch():
+    assert not cg.is_exact()
+    try:
+        cg.set_exact(True)
+        assert cg.is_exact() and _cpu.exact_algorithms()
+    finally:
+        cg.set_exact(False)
+    assert not _cpu.exact_algorithms()
+    with pytest.raises(TypeError, match=r"\[set_exact\] exact must be a bool. Got int"):
+        cg.set_exact(1)

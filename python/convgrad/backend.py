@@ -9,7 +9,17 @@ import numpy as np
 
 from convgrad import _cpu
 
-__all__ = ["CPU", "Backend", "by_device", "cuda_status", "device", "lib_of", "of"]
+__all__ = [
+    "CPU",
+    "Backend",
+    "by_device",
+    "cuda_status",
+    "device",
+    "is_exact",
+    "lib_of",
+    "of",
+    "set_exact",
+]
 
 
 class Backend:
@@ -65,6 +75,25 @@ def of(array: Any) -> Backend:
 def lib_of(array: Any) -> Any:
     """The kernels for an array."""
     return _LIB_BY_TYPE.get(type(array)) or of(array).lib
+
+
+def set_exact(exact: bool) -> None:
+    """Whether convolutions keep to algorithms that are as accurate as a plain float32 sum.
+
+    False at first: 3x3 kernels may be computed by Winograd's F(4x4, 3x3), two to three times faster
+    with some ten times the rounding error (still about 1e-6 of the largest value; the bounds are in
+    docs/cpu-kernels.md). For the whole process, from the next call on. Each setting gives the same
+    bits every time; the two differ. TypeError unless bool.
+    """
+    if not isinstance(exact, bool):
+        raise TypeError(f"[set_exact] exact must be a bool. Got {type(exact).__name__}.")
+    for lib in set(_LIB_BY_TYPE.values()):
+        lib.set_exact_algorithms(exact)
+
+
+def is_exact() -> bool:
+    """What :func:`set_exact` was last told."""
+    return bool(CPU.lib.exact_algorithms())
 
 
 def cuda_status() -> str:
