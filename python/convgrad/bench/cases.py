@@ -198,10 +198,10 @@ def _plain(
     extra: int = 0,
     quick: bool = False,
 ) -> Iterator[Case]:
-    """Forward and backward of an operation; `extra`: bytes that backward reads beside dy, and dx.
+    """Forward and backward of an operation.
 
-    The forward pass reads the inputs and writes y; backward reads the first input again where
-    `extra` says nothing else.
+    Backward reads dy and writes the first input's gradient, and reads or writes `extra` bytes more:
+    the first input's once, where nothing else is said.
     """
     yield Case(op, what, "forward", _forward(function, shapes, target), flops, _bytes(*shapes, y),
                quick)  # fmt: skip
@@ -250,7 +250,6 @@ def _others() -> Iterator[Case]:
     )  # fmt: skip
     yield from _plain("relu", "64x32x32x32", lambda F, x: F.relu(x), (image,), image, quick=True)
     yield from _plain("gelu", "64x32x32x32", lambda F, x: F.gelu(x), (image,), image)
-    # Twice through x forward (statistics, then y), twice through x and dy backward.
     yield from _plain(
         "batch_norm", "64x32x32x32",
         lambda F, x, w, b: F.batch_norm(x, None, None, w, b, True),
