@@ -79,7 +79,7 @@ def _forced(algorithm: str, call: Callable[[], object]) -> Callable[[], object]:
 CONV = "conv2d 3x3 32->32 @16, batch 4"
 KERNELS = {
     "conv forward, direct": (f"{CONV} forward", "tile"),
-    "conv forward": (f"{CONV} forward", "auto"),
+    "conv forward, winograd": (f"{CONV} forward", "winograd"),
     "conv backward_input": (f"{CONV} backward_input", "auto"),
     "conv backward_weight": (f"{CONV} backward_weight", "auto"),
     "max_pool forward": ("max_pool2d 2x2 32 @32, batch 64 forward", "auto"),

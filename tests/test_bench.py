@@ -308,6 +308,14 @@ def test_explain_end_to_end(capsys):
     assert code == 0 and out[-1].startswith("| conv2d 3x3 32->32 @32x32 batch 64 | ")
 
 
+def test_exact_algorithms_alone(capsys):
+    for exact in ([], ["--exact"]):
+        code, out, _ = convgrad(capsys, "bench", *exact, "explain", "vgg-cifar")
+        assert code == 0 and any("| winograd" in line for line in out) == (not exact)
+        assert ("exact" in out[0]) == bool(exact)
+    assert not cg.is_exact()
+
+
 def test_all_leaves_three_files(torch, capsys, tmp_path, monkeypatch, few_cases):
     monkeypatch.setattr("convgrad.cli.bench.WORKLOADS", {"mlp": WORKLOADS["mlp"]})
     monkeypatch.setattr("convgrad.cli.bench.QUICK_WORKLOADS", ("mlp",))
@@ -317,8 +325,9 @@ def test_all_leaves_three_files(torch, capsys, tmp_path, monkeypatch, few_cases)
     names = sorted(path.suffix for path in tmp_path.iterdir())
     assert names == [".json", ".md", ".png"]
     results = json.loads(next(tmp_path.glob("*.json")).read_text())
-    keys = {"about", "training", "training_1_thread", "inference", "memory", "ceilings", "ops"}
-    assert keys | {"overhead", "imports"} <= results.keys()
+    races = {"training", "training_exact", "training_1_thread", "inference"}
+    others = {"about", "memory", "ceilings", "ops", "overhead", "imports"}
+    assert results.keys() == races | others
     text = next(tmp_path.glob("*.md")).read_text()
     for title in ("## Training steps", "## Inference", "## Operations", "## Peak memory"):
         assert title in text

@@ -6,17 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "about_line",
-    "algorithm_table",
-    "ceilings_line",
-    "geometric_mean",
-    "memory_table",
-    "ops_table",
-    "overhead_table",
-    "race_table",
-    "table",
-]
+__all__ = ["geometric_mean", "markdown", "race_table", "table"]
 
 Rows = Sequence[Mapping[str, Any]]
 LEFT_OUT = "unet3d"  # PyTorch's 3-D convolution is slow: the mean is also given without it
@@ -66,11 +56,12 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def about_line(about: Mapping[str, Any]) -> str:
     commit = f" ({about['commit']})" if about["commit"] else ""
+    exact = "; exact algorithms alone" if about["exact"] else ""
     peers = "".join(f", {name} {version}" for name, version in about["peers"].items())
     return (
         f"convgrad {about['convgrad']}{commit}, {about['isa']}{peers}, NumPy {about['numpy']}, "
         f"Python {about['python']}; {about['threads']} threads of {about['cores']} processors, "
-        f"{about['cpu']}; load average {about['load']:.2f}; {about['date']}"
+        f"{about['cpu']}{exact}; load average {about['load']:.2f}; {about['date']}"
     )
 
 
@@ -169,9 +160,35 @@ def overhead_table(rows: Rows, imports: Mapping[str, float]) -> str:
     return f"{table(head, lines)}\n\nImport, beyond starting Python: {costs}."
 
 
-def algorithm_table(rows: Iterable[tuple[str, Mapping[str, str]]]) -> str:
-    """(a convolution in words, the algorithm of each pass)."""
-    rows = list(rows)
-    passes = list(rows[0][1]) if rows else []
-    head = ["convolution", *passes]
-    return table(head, [[name, *found.values()] for name, found in rows], words=len(head))
+def algorithm_table(rows: Rows) -> str:
+    if not rows:
+        return "no convolutions"
+    return table(list(rows[0]), [list(row.values()) for row in rows], words=len(rows[0]))
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """All sections that the results have."""
+    about = results["about"]
+    threads = f"{about['threads']} threads"
+    races = {
+        "training": f"Training steps, {threads}",
+        "training_exact": f"Training steps, {threads}, exact algorithms alone",
+        "training_1_thread": "Training steps, 1 thread",
+        "inference": f"Inference, {threads}",
+    }
+    parts = [about_line(about)]
+    for key, title in races.items():
+        if key in results:
+            parts += [f"## {title}", race_table(results[key])]
+    if "memory" in results:
+        parts += ["## Peak memory of a training step", memory_table(results["memory"])]
+    if "ops" in results:
+        parts += [f"## Operations, {threads}", ceilings_line(results["ceilings"])]
+        parts += [ops_table(results["ops"])]
+    if "overhead" in results:
+        parts += ["## The cost of a call, 1 thread"]
+        parts += [overhead_table(results["overhead"], results["imports"])]
+    for name, rows in results.get("explain", {}).items():
+        parts += [f"## {name}"] if name else []
+        parts += [algorithm_table(rows)]
+    return "\n\n".join(parts)

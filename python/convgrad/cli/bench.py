@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import convgrad
-from convgrad import _cpu, viz
+from convgrad import viz
 from convgrad.bench import cases, explain, machine, memory, ops, overhead, report
 from convgrad.bench.race import NotARaceError, race
 from convgrad.bench.trainers import set_threads
-from convgrad.bench.workloads import WORKLOADS
+from convgrad.bench.workloads import WORKLOADS, Workload
 from convgrad.cli.errors import UserError
 from convgrad.cli.options import positive_float, positive_int
 from convgrad.extras import require
@@ -129,43 +130,59 @@ def run(args: argparse.Namespace) -> int:
         args.rounds = QUICK_ROUNDS if args.quick else ROUNDS
     if args.seconds is None:
         args.seconds = QUICK_SECONDS if args.quick else SECONDS
-    _check_workloads(args)
-    png = args.out if args.what == "all" else getattr(args, "png", None)
-    if png:
+    everything, picture = args.what == "all", getattr(args, "png", None)
+    if everything or picture:
         require("matplotlib.figure")  # said now, not after minutes
     set_threads(args.threads or convgrad.get_num_threads())
-    before = _set_exact(args.exact)
+    results: Results = {"about": _about(args)}
     try:
-        results = RUNNERS[args.what](args)
+        with _exact_set(args.exact):
+            results |= RUNNERS[args.what](args)
     except NotARaceError as error:
         raise UserError(str(error)) from None
-    finally:
-        if before is not None:
-            _set_exact(before)
+    text = report.markdown(results)
+    print(text)
+    if everything:
+        _write_folder(args.out, results, text)
+    if picture:
+        _draw(results, args.what, picture)
     if args.json:
         _write_json(results, args.json)
     return 0
 
 
-def _check_workloads(args: argparse.Namespace) -> None:
-    names = getattr(args, "workloads", None)
-    unknown = [name for name in names or [] if name not in WORKLOADS]
-    if unknown:
-        args.parser.error(f"unknown workload {unknown[0]!r}; known: {', '.join(WORKLOADS)}")
-    if not names:
-        args.workloads = list(QUICK_WORKLOADS if args.quick else WORKLOADS)
+def _about(args: argparse.Namespace) -> dict[str, Any]:
+    return machine.about() | {
+        "exact": args.exact, "rounds": args.rounds, "seconds": args.seconds,
+    }  # fmt: skip
 
 
-def _set_exact(on: bool) -> bool | None:
-    """The value before, where this build has the switch; it is an error to want it without one."""
-    switch = getattr(_cpu, "set_exact_algorithms", None)
-    if switch is None:
-        if on:
-            raise UserError("--exact: this build has only exact algorithms.")
-        return None
-    before = _cpu.exact_algorithms()
-    switch(on)
-    return before
+@contextlib.contextmanager
+def _exact_set(on: bool) -> Iterator[None]:
+    before = convgrad.is_exact()
+    convgrad.set_exact(on)
+    try:
+        yield
+    finally:
+        convgrad.set_exact(before)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = convgrad.get_num_threads()
+    set_threads(1)
+    try:
+        yield
+    finally:
+        set_threads(threads)
+
+
+def _workloads(args: argparse.Namespace, names: Sequence[str] = ()) -> list[Workload]:
+    """Those named; all, or a few for --quick, if none is."""
+    for name in names:
+        if name not in WORKLOADS:
+            args.parser.error(f"unknown workload {name!r}; known: {', '.join(WORKLOADS)}")
+    return [WORKLOADS[name] for name in names or (QUICK_WORKLOADS if args.quick else WORKLOADS)]
 
 
 def _say(text: str) -> None:
@@ -173,105 +190,73 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+# ---- what there is to run: each gives sections of the results ----
+
+
 def _race(
-    args: argparse.Namespace,
+    workloads: Iterable[Workload],
     rounds: int,
     seconds: float,
     inference: bool = False,
     compiled: bool = False,
-    checked: Iterable[dict[str, Any]] = (),
+    checked: Iterable[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """A row per workload. ``checked``: rows of a race of the same sides, not checked once more."""
     rows = []
     known = {row["workload"]: row["agreement"] for row in checked}
-    for name in args.workloads:
-        workload = WORKLOADS[name]
-        rows.append(race(workload, rounds, seconds, inference, compiled, known.get(name)))
+    for workload in workloads:
+        agreement = known.get(workload.name)
+        rows.append(race(workload, rounds, seconds, inference, compiled, agreement))
         ms, ratio = rows[-1]["ms"], rows[-1]["ratio"]
         said = f"{ms['convgrad']:.2f} ms" + (f", {ratio:.2f}x" if ratio is not None else "")
-        _say(f"{'inference' if inference else 'training'} {name}: {said}")
+        _say(f"{'inference' if inference else 'training'} {workload.name}: {said}")
     return rows
 
 
 def _run_race(args: argparse.Namespace) -> Results:
-    results: Results = {"about": _about(args)}
-    inference = args.what == "inference"
-    rows = _race(args, args.rounds, args.seconds, inference, args.compile)
-    results[args.what] = rows
-    print(report.about_line(results["about"]), report.race_table(rows), sep="\n\n")
-    if args.png:
-        _draw(results["about"], rows, args.png, args.what)
-    return results
+    workloads, inference = _workloads(args, args.workloads), args.what == "inference"
+    return {args.what: _race(workloads, args.rounds, args.seconds, inference, args.compile)}
 
 
-def _ops(args: argparse.Namespace, only: Sequence[str] | None = None) -> Results:
+def _run_ops(args: argparse.Namespace) -> Results:
+    only = getattr(args, "op", None)
     chosen = [
         case
         for case in cases.all_cases()
         if (case.op in only if only else case.quick or not args.quick)
     ]
     ceilings = machine.ceilings(0.02 if args.quick else 0.2)
-    rounds = min(args.rounds, 3)
-    return {
-        "ceilings": ceilings,
-        "ops": ops.measure(chosen, ceilings, rounds, OPS_SHARE * args.seconds),
-    }
-
-
-def _run_ops(args: argparse.Namespace) -> Results:
-    results = {"about": _about(args), **_ops(args, args.op)}
-    print(
-        report.about_line(results["about"]),
-        report.ceilings_line(results["ceilings"]),
-        report.ops_table(results["ops"]),
-        sep="\n\n",
-    )
-    return results
-
-
-def _memory(args: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for name in args.workloads:
-        rows.append(memory.measure(WORKLOADS[name]))
-        _say(f"memory {name}: {rows[-1]['mb']['convgrad']:.1f} MB")
-    return rows
+    rows = ops.measure(chosen, ceilings, min(args.rounds, 3), OPS_SHARE * args.seconds)
+    return {"ceilings": ceilings, "ops": rows}
 
 
 def _run_memory(args: argparse.Namespace) -> Results:
-    results: Results = {"about": _about(args), "memory": _memory(args)}
-    print(report.about_line(results["about"]), report.memory_table(results["memory"]), sep="\n\n")
-    return results
+    rows = []
+    for workload in _workloads(args, args.workloads):
+        rows.append(memory.measure(workload))
+        _say(f"memory {workload.name}: {rows[-1]['mb']['convgrad']:.1f} MB")
+    return {"memory": rows}
 
 
-def _overhead(args: argparse.Namespace) -> Results:
+def _run_overhead(args: argparse.Namespace) -> Results:
     return {
         "overhead": overhead.calls(args.rounds, OPS_SHARE * args.seconds),
         "imports": overhead.imports(1 if args.quick else 5),
     }
 
 
-def _run_overhead(args: argparse.Namespace) -> Results:
-    results = {"about": _about(args), **_overhead(args)}
-    text = report.overhead_table(results["overhead"], results["imports"])
-    print(report.about_line(results["about"]), f"One thread.\n\n{text}", sep="\n\n")
-    return results
-
-
 def _run_explain(args: argparse.Namespace) -> Results:
     if any("=" in text or text[0].isdigit() for text in args.shapes):
         found = {"": [_convolution(args)]}
     else:
-        args.workloads = args.shapes
-        _check_workloads(args)
-        found = {name: explain.convolutions(WORKLOADS[name]) for name in args.workloads}
-    results: Results = {"about": _about(args), "explain": {}}
-    print(report.about_line(results["about"]))
-    for name, convolutions in found.items():
-        rows = [(str(conv), conv.algorithms()) for conv in convolutions]
-        results["explain"][name] = [{"convolution": text, **found} for text, found in rows]
-        print(f"\n{name}\n" if name else "")
-        print(report.algorithm_table(rows) if rows else "no convolutions")
-    return results
+        chosen = _workloads(args, args.shapes)
+        found = {workload.name: explain.convolutions(workload) for workload in chosen}
+    return {
+        "explain": {
+            name: [{"convolution": str(conv), **conv.algorithms()} for conv in convolutions]
+            for name, convolutions in found.items()
+        }
+    }
 
 
 def _convolution(args: argparse.Namespace) -> explain.Convolution:
@@ -294,100 +279,53 @@ def _convolution(args: argparse.Namespace) -> explain.Convolution:
     return conv
 
 
-def _about(args: argparse.Namespace) -> dict[str, Any]:
-    return machine.about() | {
-        "exact": args.exact, "rounds": args.rounds, "seconds": args.seconds,
-    }  # fmt: skip
-
-
-# ---- everything ----
-
-
 def _run_all(args: argparse.Namespace) -> Results:
-    """All sections, in one Markdown file, JSON and a picture of the training race."""
     start = time.perf_counter()
-    args.out.mkdir(parents=True, exist_ok=True)
-    results: Results = {"about": _about(args)}
-    sections = [report.about_line(results["about"])]
+    workloads, results = _workloads(args), {}
     fewer, shorter = min(args.rounds, 3), args.seconds / 2
-
-    def section(
-        key: str, title: str, measure: Callable[[], Any], text: Callable[[Any], str]
-    ) -> None:
-        results[key] = measure()
-        sections.append(f"## {title}\n\n{text(results[key])}")
-        _say(f"{title}: done at {time.perf_counter() - start:.0f} s")
-
-    threads = convgrad.get_num_threads()
-    section(
-        "training",
-        f"Training steps, {threads} threads",
-        lambda: _race(args, args.rounds, args.seconds),
-        report.race_table,
-    )
-    if _set_exact(False) is not None and not args.exact:
-        section(
-            "training_exact", f"Training steps, {threads} threads, exact algorithms alone",
-            lambda: _exactly(lambda: _race(args, fewer, shorter)), report.race_table,
-        )  # fmt: skip
-    section(
-        "training_1_thread", "Training steps, 1 thread",
-        # The same bits as with all threads, which were checked above.
-        lambda: _on_one_thread(
-            lambda: _race(args, fewer, shorter, checked=results["training"])
-        ), report.race_table,
-    )  # fmt: skip
-    section(
-        "inference", f"Inference, {threads} threads",
-        lambda: _race(args, fewer, shorter, inference=True), report.race_table,
-    )  # fmt: skip
-    section("memory", "Peak memory of a training step", lambda: _memory(args), report.memory_table)
-    results |= _ops(args)
-    sections.append(
-        f"## Operations, {threads} threads\n\n{report.ceilings_line(results['ceilings'])}\n\n"
-        f"{report.ops_table(results['ops'])}"
-    )
-    results |= _overhead(args)
-    sections.append(
-        "## The cost of a call, 1 thread\n\n"
-        + report.overhead_table(results["overhead"], results["imports"])
-    )
-    sections.append(
-        f"Repeat: `convgrad bench all --out DIR` ({time.perf_counter() - start:.0f} s)."
-    )
-    _write_all(args.out, results, "\n\n".join(sections) + "\n")
+    results["training"] = _race(workloads, args.rounds, args.seconds)
+    if not args.exact:
+        _say("exact algorithms alone:")
+        with _exact_set(True):
+            results["training_exact"] = _race(workloads, fewer, shorter)
+    _say("one thread:")
+    with _one_thread():  # the same bits as with all, which were checked above
+        results["training_1_thread"] = _race(workloads, fewer, shorter, checked=results["training"])
+    results["inference"] = _race(workloads, fewer, shorter, inference=True)
+    args.workloads = [workload.name for workload in workloads]
+    for section in (_run_memory, _run_ops, _run_overhead):
+        results |= section(args)
+    _say(f"everything took {time.perf_counter() - start:.0f} s")
     return results
 
 
-def _write_all(folder: Path, results: Results, text: str) -> None:
+RUNNERS: dict[str, Callable[[argparse.Namespace], Results]] = {
+    "training": _run_race,
+    "inference": _run_race,
+    "ops": _run_ops,
+    "memory": _run_memory,
+    "overhead": _run_overhead,
+    "explain": _run_explain,
+    "all": _run_all,
+}
+
+
+# ---- files ----
+
+
+def _write_folder(folder: Path, results: Results, text: str) -> None:
     about = results["about"]
-    stem = folder / f"{about['date']}-{about['threads']}-threads-{about['isa']}"
-    print(text)
-    write_atomically(f"{stem}.md", text.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{folder / about['date']}-{about['threads']}-threads-{about['isa']}"
+    write_atomically(f"{stem}.md", (text + "\n\nRepeat: `convgrad bench all`\n").encode())
     _write_json(results, Path(f"{stem}.json"))
-    _draw(about, results["training"], Path(f"{stem}.png"), "training")
+    _draw(results, "training", Path(f"{stem}.png"))
     _say(f"{stem}.md, .json, .png")
 
 
-def _exactly(measure: Callable[[], Any]) -> Any:
-    before = _set_exact(True)
-    try:
-        return measure()
-    finally:
-        _set_exact(bool(before))
-
-
-def _on_one_thread(measure: Callable[[], Any]) -> Any:
-    threads = convgrad.get_num_threads()
-    set_threads(1)
-    try:
-        return measure()
-    finally:
-        set_threads(threads)
-
-
-def _draw(about: Results, rows: Iterable[dict[str, Any]], path: Path, what: str) -> None:
-    ratios = {row["workload"]: row["ratio"] for row in rows if row["ratio"] is not None}
+def _draw(results: Results, what: str, path: Path) -> None:
+    about = results["about"]
+    ratios = {row["workload"]: row["ratio"] for row in results[what] if row["ratio"] is not None}
     if not ratios:
         _say("no picture: a ratio needs a peer")
         return
@@ -403,14 +341,3 @@ def _draw(about: Results, rows: Iterable[dict[str, Any]], path: Path, what: str)
 def _write_json(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
-
-
-RUNNERS: dict[str, Callable[[argparse.Namespace], Results]] = {
-    "training": _run_race,
-    "inference": _run_race,
-    "ops": _run_ops,
-    "memory": _run_memory,
-    "overhead": _run_overhead,
-    "explain": _run_explain,
-    "all": _run_all,
-}
