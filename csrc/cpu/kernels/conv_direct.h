@@ -37,15 +37,15 @@ void pack_offsets(const DirectCall<T>& call) {
                  tw * a[2].tap_step * plan.pitch[2];
 }
 
-// w -> panel [td][th][tw][c][lanes] of one block, or [td][th][c][tw][lanes] to slide. Lane j is for
-// channel j % block_c; channels beyond the last are zero.
+// w -> panel [td][th][tw][c][lanes] of one block, or [td][th][c][tw][lanes] to slide. Each channel
+// has as many lanes as a vector has pixels; those beyond the last channel are zero.
 template <class T>
 void pack_panel(const DirectCall<T>& call, int64_t group, int64_t block, T* panel) {
   const Plan& plan = call.plan;
   const Pass& p = plan.pass;
   const Axis* a = p.axis;
   const int64_t width = block_vectors<T>(plan, block) * kLanes<T>, first = block * plan.block_c;
-  const int64_t pixel = width / plan.pixels, valid = min_of(pixel, p.dst_c - first);
+  const int64_t valid = plan.pixels * min_of(plan.block_c, p.dst_c - first);
   const int64_t depth = plan.method == Method::kDepthwise ? 1 : p.src_c;
   const bool slide = plan.method == Method::kSlide;
   const int64_t tap_pitch = slide ? width : depth * width;
@@ -56,10 +56,8 @@ void pack_panel(const DirectCall<T>& call, int64_t group, int64_t block, T* pane
                    p.w_offset(row / a[1].taps, row % a[1].taps, tw);
       T* out = panel + row * a[2].taps * depth * width + tw * tap_pitch;
       for (int64_t c = 0; c < depth; ++c, w += p.w_src, out += c_pitch) {
-        for (int64_t at = 0; at < width; at += pixel) {
-          for (int64_t j = 0; j < valid; ++j) out[at + j] = w[j * p.w_dst];
-          for (int64_t j = valid; j < pixel; ++j) out[at + j] = 0;
-        }
+        for (int64_t j = 0; j < valid; ++j) out[j] = w[(plan.pixels == 1 ? j : j / 2) * p.w_dst];
+        for (int64_t j = valid; j < width; ++j) out[j] = 0;
       }
     }
 }
@@ -81,43 +79,73 @@ void pack(const Exec& exec, const DirectCall<T>& call) {
   });
 }
 
+// Rows are short: calls of memcpy and memset would take as long as their work.
+template <class T>
+void copy_run(const T* from, int64_t n, T* out) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(out + i, load(from + i));
+  if (i < n) store_first(out + i, load_first(from + i, n - i), n - i);
+}
+template <class T>
+void zero_run(int64_t n, T* out) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store(out + i, Vec<T>{});
+  if (i < n) store_first(out + i, Vec<T>{}, n - i);
+}
+
 // Copies pixels [from, to) of a src row, all channels of one group.
 template <class T>
 void copy_pixels(const Pass& p, const T* row, int64_t from, int64_t to, T* out) {
-  if (p.groups == 1) {
-    __builtin_memcpy(out, row + from * p.src_c,
-                     static_cast<size_t>((to - from) * p.src_c) * sizeof(T));
-    return;
-  }
+  if (p.groups == 1) return copy_run(row + from * p.src_c, (to - from) * p.src_c, out);
   for (int64_t i = from; i < to; ++i)
     for (int64_t c = 0; c < p.src_c; ++c) *out++ = row[i * p.groups * p.src_c + c];
 }
 
-// The src under a box into scratch (extent, c), with zeros where it is outside. `image` is the
-// image's first element of the group, `start` the src coordinates of the box, `size` its extent.
+// Pixels [first, first + count) of a src row, with zeros where they are outside; row may be null.
 template <class T>
-void copy_box(const Plan& plan, const T* image, const int64_t start[3], const int64_t size[3],
+void copy_row(const Pass& p, const T* row, int64_t first, int64_t count, T* out) {
+  const int64_t from = min_of(max_of(0, first), p.axis[2].src);
+  const int64_t to = max_of(from, min_of(first + count, p.axis[2].src));
+  if (row == nullptr || from == to) return zero_run(count * p.src_c, out);
+  zero_run((from - first) * p.src_c, out);
+  copy_pixels(p, row, from, to, out + (from - first) * p.src_c);
+  zero_run((first + count - to) * p.src_c, out + (to - first) * p.src_c);
+}
+
+// out = a[0], b[0], a[1], b[1], ...
+template <class T>
+void zip(const T* __restrict a, const T* __restrict b, int64_t count, T* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[2 * i] = a[i];
+    out[2 * i + 1] = b[i];
+  }
+}
+
+// The src under a box of `count` positions into scratch (extent, c, pixels). `image` is the image's
+// first element of the group, `start` the src coordinates of the box.
+template <class T>
+void copy_box(const Plan& plan, const T* image, const int64_t start[3], const int64_t count[3],
               T* scratch) {
   const Pass& p = plan.pass;
   const Axis* a = p.axis;
-  const int64_t from = min_of(max_of(0, start[2]), a[2].src);
-  const int64_t to = max_of(from, min_of(start[2] + size[2], a[2].src));
-  const int64_t left = min_of(size[2], max_of(0, -start[2])), right = size[2] - left - (to - from);
-  const auto zero = [&](T* out, int64_t pixels) {
-    __builtin_memset(out, 0, static_cast<size_t>(pixels * p.src_c) * sizeof(T));
+  const auto copy = [&](int64_t d, int64_t h, T* out) {
+    const bool inside = d >= 0 && d < a[0].src && h >= 0 && h < a[1].src;
+    const T* row = inside ? image + (d * a[1].src + h) * a[2].src * p.groups * p.src_c : nullptr;
+    copy_row(p, row, start[2], a[2].extent(count[2]), out);
   };
-  for (int64_t d = 0; d < size[0]; ++d)
-    for (int64_t h = 0; h < size[1]; ++h) {
-      T* out = scratch + d * plan.pitch[0] + h * plan.pitch[1];
-      const int64_t sd = start[0] + d, sh = start[1] + h;
-      if (sd < 0 || sd >= a[0].src || sh < 0 || sh >= a[1].src || from == to) {
-        zero(out, size[2]);
-        continue;
-      }
-      const T* row = image + (sd * a[1].src + sh) * a[2].src * p.groups * p.src_c;
-      if (left > 0) zero(out, left);
-      copy_pixels(p, row, from, to, out + left * p.src_c);
-      if (right > 0) zero(out + (left + to - from) * p.src_c, right);
+  int64_t extent[3], apart[3];  // apart: src pixels between the halves of the box
+  for (int i = 0; i < 3; ++i) {
+    const int64_t vectors = plan.vectors(i, count[i]);
+    extent[i] = a[i].extent(vectors);
+    apart[i] = (count[i] - vectors) * a[i].src_step;
+  }
+  T *first = scratch, *second = scratch + (plan.pair_axis == 1 ? plan.row : apart[2] * p.src_c);
+  for (int64_t d = 0; d < extent[0]; ++d)
+    for (int64_t h = 0; h < extent[1]; ++h) {
+      T* out = scratch + 2 * plan.row + d * plan.pitch[0] + h * plan.pitch[1];
+      copy(start[0] + d, start[1] + h, plan.pixels == 2 ? first : out);
+      if (plan.pair_axis == 1) copy(start[0] + d, start[1] + h + apart[1], second);
+      if (plan.pixels == 2) zip(first, second, extent[2] * p.src_c, out);
     }
 }
 
@@ -125,34 +153,34 @@ template <class T>
 const Kernels<T>& kernels_for(const Plan& plan, int64_t vectors) {
   const bool pair = plan.pixels == 2;
   if (plan.method == Method::kDepthwise) return kDepthwise<T>;
-  if (plan.slide_taps == 3) return pair ? kPairSlide3<T> : kSlide3<T>;
-  if (plan.slide_taps == 5) return pair ? kPairSlide5<T> : kSlide5<T>;
-  return pair ? kPairTile<T> : vectors == 1 ? kTile1<T> : kTile2<T>;
+  if (plan.slide_taps == 3) return pair ? kSlide3<T, 2> : kSlide3<T, 1>;
+  if (plan.slide_taps == 5) return pair ? kSlide5<T, 2> : kSlide5<T, 1>;
+  if (pair) return kTile1<T, 2>;
+  return vectors == 1 ? kTile1<T, 1> : kTile2<T>;
 }
 
-// One row of positions, in tiles as equal as can be. Two pixels of a vector are as far apart as
-// there are vectors; where that is one too many for the tile, a pixel is computed twice.
+// One row of vectors of positions, in tiles as equal as can be.
 template <class T>
-void run_row(const Kernels<T>& kernels, const TileArgs<T>& args, int64_t pixels, int64_t width,
-             const T* x, T* y) {
-  const int64_t tiles = ceil_div(width, kernels.most * pixels), least = width / tiles,
+void run_row(const Kernels<T>& kernels, const TileArgs<T>& args, int64_t width, const T* x, T* y) {
+  const int64_t tiles = ceil_div(width, kernels.most), least = width / tiles,
                 longer = width % tiles;
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t m = least + (tile < longer), vectors = ceil_div(m, pixels);
-    kernels.of[vectors - 1](args, x, y, m - vectors);
+    const int64_t m = least + (tile < longer);
+    kernels.of[m - 1](args, x, y);
     x += m * args.x_pitch;
     y += m * args.y_pitch;
   }
 }
 
-// Positions of a box that an item works on: where the first reads and writes, and how many there
-// are.
+// Positions of a box that an item works on: where the first reads and writes, and how many vectors
+// of them there are.
 template <class T>
 struct Box {
   const T* x;
   T* y;
-  int64_t count[3];
+  int64_t vectors[3];
   int64_t x_step[3], y_step[3];
+  int64_t apart;  // elements of y between the pixels of a vector
 };
 
 // One block of channels of a box, in blocks of terms.
@@ -179,6 +207,7 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
   args.dst = call.dst;
   args.mask = call.epilogue.mask;
   args.first = true;
+  args.apart = box.apart;
   int64_t row = 0, i = 0;
   do {
     args.offset = call.offsets + row;
@@ -186,10 +215,10 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
     args.run = min_of(some_run, plan.run - i);
     args.relu = call.epilogue.relu && row + args.rows == plan.rows && i + args.run == plan.run;
     args.panel = panel + (row * plan.run + i) * width * plan.slide_taps;
-    for (int64_t d = 0; d < box.count[0]; ++d)
-      for (int64_t h = 0; h < box.count[1]; ++h)
-        run_row(kernels, args, plan.pixels, box.count[2],
-                x + i + d * box.x_step[0] + h * box.x_step[1],
+    for (int64_t d = 0; d < box.vectors[0]; ++d)
+      for (int64_t h = 0; h < box.vectors[1]; ++h)
+        run_row(kernels, args, box.vectors[2],
+                x + i * plan.pixels + d * box.x_step[0] + h * box.x_step[1],
                 y + d * box.y_step[0] + h * box.y_step[1]);
     args.first = false;
     i += some_run;
@@ -217,25 +246,27 @@ void run_item(const DirectCall<T>& call, int64_t item, int thread) {
   Box<T> box;
   const int64_t src_c = p.groups * p.src_c, dst_c = p.groups * p.dst_c;
   const T* image = call.src + n * a[0].src * a[1].src * a[2].src * src_c + group * p.src_c;
-  int64_t start[3], size[3], y_index = n, y_pitch = dst_c;
+  int64_t start[3], count[3], y_index = n, y_pitch = dst_c;
   box.x = image;
   for (int i = 0; i < 3; ++i) {
-    box.count[i] = min_of(plan.box[i], a[i].count - at[i]);
+    count[i] = min_of(plan.box[i], a[i].count - at[i]);
+    box.vectors[i] = plan.vectors(i, count[i]);
     start[i] = a[i].src_first + at[i] * a[i].src_step;
-    size[i] = a[i].extent(box.count[i]);
     box.x_step[i] = a[i].src_step * plan.pitch[i];
     box.x += start[i] * plan.pitch[i];
     y_index = y_index * a[i].dst + a[i].dst_first + at[i] * a[i].dst_step;
   }
+  box.apart = 0;
   for (int i = 2; i >= 0; --i) {
     box.y_step[i] = a[i].dst_step * y_pitch;
+    box.apart += (count[i] - box.vectors[i]) * box.y_step[i];
     y_pitch *= a[i].dst;
   }
   box.y = call.dst + y_index * dst_c + group * p.dst_c;
   if (!plan.in_place) {
     T* scratch = call.scratch + thread * call.scratch_pitch;
-    copy_box(plan, image, start, size, scratch);
-    box.x = scratch;
+    copy_box(plan, image, start, count, scratch);
+    box.x = scratch + 2 * plan.row;
   }
   const int64_t first = chunk * plan.blocks / plan.chunks;
   const int64_t last = (chunk + 1) * plan.blocks / plan.chunks;
@@ -245,9 +276,9 @@ void run_item(const DirectCall<T>& call, int64_t item, int thread) {
   }
   // Each block reads channels of its own: row by row, so that the src of a row stays in L1.
   Box<T> row = box;
-  row.count[0] = row.count[1] = 1;
-  for (int64_t d = 0; d < box.count[0]; ++d)
-    for (int64_t h = 0; h < box.count[1]; ++h) {
+  row.vectors[0] = row.vectors[1] = 1;
+  for (int64_t d = 0; d < box.vectors[0]; ++d)
+    for (int64_t h = 0; h < box.vectors[1]; ++h) {
       row.x = box.x + d * box.x_step[0] + h * box.x_step[1];
       row.y = box.y + d * box.y_step[0] + h * box.y_step[1];
       for (int64_t block = first; block < last; ++block) run_block(call, group, block, row);
@@ -271,7 +302,9 @@ void run_pass(const Exec& exec, const Plan& plan, const T* src, const T* w,
   call.scratch = reinterpret_cast<T*>(workspace + map.scratch);
   call.scratch_pitch = map.scratch_bytes / static_cast<int64_t>(sizeof(T));
   pack(exec, call);
-  parallel_for(exec, plan.items(), plan.pass.macs() / kLanes<T>,
+  const Pass& p = plan.pass;
+  const int64_t written = p.n * p.positions() * p.groups * p.dst_c;
+  parallel_for(exec, plan.items(), max_of(p.macs() / kLanes<T>, written),
                [&](int64_t item, int thread) { run_item(call, item, thread); });
 }
 

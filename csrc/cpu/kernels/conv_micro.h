@@ -1,8 +1,9 @@
 // Micro-kernels of the direct convolution: a row of pixels times a block of output channels, held
 // in registers over all taps and channels. Weights come in panels, in the order they are used.
 //
-// A vector holds all its channels of one pixel or, for half as many channels, of two: P = 2 pixels
-// that are `apart` in the row, each weight in both halves. Otherwise half of the lanes would idle.
+// A vector holds channels of one pixel or, half as many, of two (P = 2), where otherwise half of
+// the lanes would idle. Those two lie `apart` in the row of y, side by side in x (element by
+// element: one broadcast reads both), and in neighbouring lanes: each weight comes twice.
 //
 // Every loop over the accumulators unrolls completely: otherwise gcc keeps them in memory.
 #pragma once
@@ -26,104 +27,98 @@ struct TileArgs {
   const T* bias;        // as many as the block has lanes; zeros if there is none
   const T *dst, *mask;  // the whole result, and its mask (see Epilogue) or null
   int64_t last;         // channels in the block's last vector, 1 .. lanes / P
-  bool first;           // y = bias + sum; else y += sum
+  bool first;           // y = bias + sum; else, never with P = 2, y += sum
   bool relu;            // then y = y < 0 ? 0 : y
+  int64_t apart;        // P = 2: elements of y from a vector's first pixel to its second
 };
 
-// apart: pixels from a vector's first to its second.
 template <class T>
-using TileKernel = void (*)(const TileArgs<T>&, const T* x, T* y, int64_t apart);
+using TileKernel = void (*)(const TileArgs<T>&, const T* x, T* y);
 
-// ---- P pixels in a vector; `apart` counts elements here ----
+// ---- P pixels in a vector ----
 
-// The first n channels of each pixel; the others are zero.
+// All lanes p[i], or pairs of p[2 i] and p[2 i + 1].
 template <class T, int P>
-inline __attribute__((always_inline)) Vec<T> load_pixels(const T* p, int64_t apart, int64_t n) {
+inline __attribute__((always_inline)) Vec<T> spread(const T* p, int64_t i) {
+  if constexpr (P == 1) return broadcast(p[i]);
+  int64_t pair;
+  static_assert(P == 1 || sizeof(pair) == P * sizeof(T));
+  __builtin_memcpy(&pair, p + 2 * i, sizeof(pair));
+  return reinterpret_cast<Vec<T>>(broadcast(pair));
+}
+// From pairs of lanes to the first pixel's channels, then the second's.
+template <class T, int P>
+inline __attribute__((always_inline)) Vec<T> unzip(Vec<T> v) {
+  if constexpr (P == 1) return v;
+  constexpr int kHalf = kLanes<T> / 2;
+  Vec<int32_t> from;
+  CONVGRAD_UNROLL
+  for (int j = 0; j < kLanes<T>; ++j) from[j] = j < kHalf ? 2 * j : 2 * (j - kHalf) + 1;
+  return __builtin_shuffle(v, from);
+}
+// The first n channels of each pixel, at p and at q; the others are zero.
+template <class T, int P>
+inline __attribute__((always_inline)) Vec<T> load_pixels(const T* p, const T* q, int64_t n) {
   if constexpr (P == 1) return load_first(p, n);
 #if defined(__AVX512F__)
-  const unsigned first = (1u << n) - 1;
-  const Vec<T> low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(first), p);
-  return _mm512_mask_loadu_ps(low, static_cast<__mmask16>(first << 8), p + apart - 8);
+  const __m256 high = _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), q);
+  return _mm512_insertf32x8(load_first(p, n), high, 1);
 #else
   T lanes[kLanes<T>] = {};
   copy_first(lanes, p, n);
-  copy_first(lanes + kLanes<T> / 2, p + apart, n);
+  copy_first(lanes + kLanes<T> / 2, q, n);
   return load(lanes);
 #endif
 }
 template <class T, int P>
-inline __attribute__((always_inline)) void store_pixels(T* p, int64_t apart, Vec<T> v, int64_t n) {
+inline __attribute__((always_inline)) void store_pixels(T* p, T* q, Vec<T> v, int64_t n) {
   if constexpr (P == 1) return store_first(p, v, n);
 #if defined(__AVX512F__)
-  const unsigned first = (1u << n) - 1;
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first), v);
-  _mm512_mask_storeu_ps(p + apart - 8, static_cast<__mmask16>(first << 8), v);
+  store_first(p, v, n);
+  const __m256 high = _mm512_maskz_extractf32x8_ps(0xff, v, 1);  // gcc 12 warns of the plain one
+  _mm256_mask_storeu_ps(q, static_cast<__mmask8>((1u << n) - 1), high);
 #else
   T lanes[kLanes<T>];
   store(lanes, v);
   copy_first(p, lanes, n);
-  copy_first(p + apart, lanes + kLanes<T> / 2, n);
-#endif
-}
-// *p in the lanes of the first pixel, *q in the second's.
-template <class T>
-inline __attribute__((always_inline)) Vec<T> broadcast_pair(const T* p, const T* q) {
-#if defined(__AVX512F__)
-  return _mm512_mask_broadcastss_ps(broadcast(*p), 0xff00, _mm_load_ss(q));
-#elif defined(__AVX2__) && !defined(CONVGRAD_VECTOR_BYTES)
-  return _mm256_blend_ps(broadcast(*p), broadcast(*q), 0xf0);
-#else
-  Vec<T> v = broadcast(*p);
-  for (int lane = kLanes<T> / 2; lane < kLanes<T>; ++lane) v[lane] = *q;
-  return v;
+  copy_first(q, lanes + kLanes<T> / 2, n);
 #endif
 }
 
-// Elements i of N neighbouring pixels, from pointers to every third or sixth of them: with one
-// index register for each pixel between, that needs the fewest registers.
-template <class T, int P, int N>
+// Element m of a row with `pitch`, from pointers to every third: x86 addresses reach 0, 1 and 2
+// pitches without a register of their own.
+template <class T, int N>
 struct Pixels {
-  static constexpr int kNear = P == 1 ? 3 : 6;
-  const T* base[P][(N + kNear - 1) / kNear];
-
-  inline __attribute__((always_inline)) Pixels(const T* x, int64_t pitch, int64_t apart) {
+  T* base[(N + 2) / 3];
+  inline __attribute__((always_inline)) Pixels(T* x, int64_t pitch) {
     CONVGRAD_UNROLL
-    for (int p = 0; p < P; ++p) CONVGRAD_UNROLL
-    for (int j = 0; j < (N + kNear - 1) / kNear; ++j)
-      base[p][j] = x + (kNear * j + p * apart) * pitch;
+    for (int j = 0; j < (N + 2) / 3; ++j) base[j] = x + 3 * j * pitch;
   }
-  template <int Of = 0>
-  inline __attribute__((always_inline)) const T* at(int m, int64_t pitch, int64_t i) const {
-    return base[Of][m / kNear] + m % kNear * pitch + i;
-  }
-  inline __attribute__((always_inline)) Vec<T> spread(int m, int64_t pitch, int64_t i) const {
-    if constexpr (P == 1)
-      return broadcast(*at(m, pitch, i));
-    else
-      return broadcast_pair(at(m, pitch, i), at<1>(m, pitch, i));
+  inline __attribute__((always_inline)) T* at(int m, int64_t pitch) const {
+    return base[m / 3] + m % 3 * pitch;
   }
 };
 
 template <class T, int P, int M, int V>
 inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Vec<T> (&acc)[M][V],
-                                                  T* y, int64_t apart) {
+                                                  T* y) {
   constexpr int kL = kLanes<T>;
   const int64_t pitch = a.y_pitch;
-  apart *= pitch;
+  const Pixels<T, M> first(y, pitch), second(y + a.apart, pitch);
   Vec<T> out[M][V];
   const auto valid = [&](int v) { return v + 1 < V ? kL / P : a.last; };
-  if (a.first) {
+  if (P == 2 || a.first) {
     CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v) {
       const Vec<T> bias = load(a.bias + v * kL);
       CONVGRAD_UNROLL
-      for (int m = 0; m < M; ++m) out[m][v] = acc[m][v] + bias;
+      for (int m = 0; m < M; ++m) out[m][v] = unzip<T, P>(acc[m][v]) + bias;
     }
-  } else {  // All of y before any is written: two vectors may share a pixel.
+  } else if constexpr (P == 1) {
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v)
-      out[m][v] = acc[m][v] + load_pixels<T, P>(y + m * pitch + v * kL, apart, valid(v));
+      out[m][v] = acc[m][v] + load_first(first.at(m, pitch) + v * kL, valid(v));
   }
   const Vec<T> floor = broadcast(a.relu ? T(0) : -std::numeric_limits<T>::infinity());
   CONVGRAD_UNROLL
@@ -131,91 +126,92 @@ inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Ve
   for (int v = 0; v < V; ++v) out[m][v] = out[m][v] < floor ? floor : out[m][v];
   // A sum that is not the last is masked too: it starts anew from 0, and is masked again.
   if (a.mask) {
-    const T* mask = a.mask + (y - a.dst);
+    const int64_t to_mask = a.mask - a.dst;
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v) {
-      const Vec<T> of = load_pixels<T, P>(mask + m * pitch + v * kL, apart, valid(v));
-      out[m][v] = of <= T(0) ? Vec<T>{} : out[m][v];
+      const Vec<T> mask = load_pixels<T, P>(first.at(m, pitch) + to_mask + v * kL,
+                                            second.at(m, pitch) + to_mask, valid(v));
+      out[m][v] = mask <= T(0) ? Vec<T>{} : out[m][v];
     }
   }
   if (P == 1 && a.last == kL) {
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
-    for (int v = 0; v < V; ++v) store(y + m * pitch + v * kL, out[m][v]);
+    for (int v = 0; v < V; ++v) store(first.at(m, pitch) + v * kL, out[m][v]);
   } else {
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v)
-      store_pixels<T, P>(y + m * pitch + v * kL, apart, out[m][v], valid(v));
+      store_pixels<T, P>(first.at(m, pitch) + v * kL, second.at(m, pitch), out[m][v], valid(v));
   }
 }
 
 // M vectors of pixels x V vectors of channels; any kernel, stride and dilation. A step is one
 // element of a row of taps: panel [row][step][V * lanes].
 template <class T, int P, int V, int M>
-void tile(const TileArgs<T>& a, const T* x, T* y, int64_t apart) {
+void tile(const TileArgs<T>& a, const T* x, T* y) {
   constexpr int kL = kLanes<T>;
   Vec<T> acc[M][V] = {};
   const T* panel = a.panel;
   const int64_t pitch = a.x_pitch;
   for (int64_t row = 0; row < a.rows; ++row) {
-    const Pixels<T, P, M> pixels(x + a.offset[row], pitch, apart);
+    const Pixels<const T, M> pixels(x + a.offset[row], pitch);
     for (int64_t i = 0; i < a.run; ++i, panel += V * kL) {
       Vec<T> w[V];
       CONVGRAD_UNROLL
       for (int v = 0; v < V; ++v) w[v] = load(panel + v * kL);
       CONVGRAD_UNROLL
       for (int m = 0; m < M; ++m) {
-        const Vec<T> s = pixels.spread(m, pitch, i);
+        const Vec<T> s = spread<T, P>(pixels.at(m, pitch), i);
         CONVGRAD_UNROLL
         for (int v = 0; v < V; ++v) acc[m][v] += w[v] * s;
       }
     }
   }
-  finish<T, P, M, V>(a, acc, y, apart);
+  finish<T, P, M, V>(a, acc, y);
 }
 
 // M neighbouring vectors of pixels x 1 vector of channels for rows of S taps at stride 1: each
 // input element is loaded once and meets its S taps. A step is one channel: panel
 // [row][channel][S][lanes].
 template <class T, int P, int S, int M>
-void slide(const TileArgs<T>& a, const T* x, T* y, int64_t apart) {
+void slide(const TileArgs<T>& a, const T* x, T* y) {
   constexpr int kL = kLanes<T>;
   Vec<T> acc[M][1] = {};
   const T* panel = a.panel;
   const int64_t pitch = a.x_pitch;
   for (int64_t row = 0; row < a.rows; ++row) {
-    const Pixels<T, P, M + S - 1> pixels(x + a.offset[row], pitch, apart);
+    const Pixels<const T, M + S - 1> pixels(x + a.offset[row], pitch);
     for (int64_t c = 0; c < a.run; ++c, panel += S * kL) {
       Vec<T> w[S];
       CONVGRAD_UNROLL
       for (int t = 0; t < S; ++t) w[t] = load(panel + t * kL);
       CONVGRAD_UNROLL
       for (int q = 0; q < M + S - 1; ++q) {
-        const Vec<T> s = pixels.spread(q, pitch, c);
+        const Vec<T> s = spread<T, P>(pixels.at(q, pitch), c);
         CONVGRAD_UNROLL
         for (int t = 0; t < S; ++t)
           if (q >= t && q - t < M) acc[q - t][0] += w[t] * s;
       }
     }
   }
-  finish<T, P, M, 1>(a, acc, y, apart);
+  finish<T, P, M, 1>(a, acc, y);
 }
 
 // M pixels x 1 vector of channels, each channel with its own filter: panel [tap][lanes].
 template <class T, int M>
-void depthwise(const TileArgs<T>& a, const T* x, T* y, int64_t) {
+void depthwise(const TileArgs<T>& a, const T* x, T* y) {
   constexpr int kL = kLanes<T>;
   Vec<T> acc[M][1] = {};
   const int64_t pitch = a.x_pitch;
   for (int64_t row = 0; row < a.rows; ++row) {
-    const Pixels<T, 1, M> pixels(x + a.offset[row], pitch, 0);
+    const Pixels<const T, M> pixels(x + a.offset[row], pitch);
     const Vec<T> w = load(a.panel + row * kL);
     CONVGRAD_UNROLL
-    for (int m = 0; m < M; ++m) acc[m][0] += w * load(pixels.at(m, pitch, 0));
+    for (int m = 0; m < M; ++m) acc[m][0] += w * load(pixels.at(m, pitch));
   }
-  finish<T, 1, M, 1>(a, acc, y, 0);
+  finish<T, 1, M, 1>(a, acc, y);
 }
 
 // Kernels by number of vectors of pixels, from 1 to `most`.
@@ -241,28 +237,20 @@ template <int N>
 using UpTo = std::make_integer_sequence<int, N>;
 
 // Accumulators, weights and what is broadcast must stay in registers. Of 16: 12 and 2 weights, or
-// 11 and 3 (gcc 12 keeps the twelfth in memory); two pixels need one more for the second.
+// 11 and 3 (gcc 12 keeps the twelfth in memory).
 #if defined(__AVX512F__)
 constexpr int kTile1Most = 16, kTile2Most = 12, kSlide3Most = 16, kSlide5Most = 16;
-constexpr int kPairTileMost = 16, kPairSlide3Most = 16, kPairSlide5Most = 16;
 #else
 constexpr int kTile1Most = 12, kTile2Most = 6, kSlide3Most = 11, kSlide5Most = 10;
-constexpr int kPairTileMost = 12, kPairSlide3Most = 10, kPairSlide5Most = 9;
 #endif
-template <class T>
-constexpr Kernels<T> kTile1 = tiles<T, 1, 1>(UpTo<kTile1Most>{});
+template <class T, int P>
+constexpr Kernels<T> kTile1 = tiles<T, P, 1>(UpTo<kTile1Most>{});
 template <class T>
 constexpr Kernels<T> kTile2 = tiles<T, 1, 2>(UpTo<kTile2Most>{});
-template <class T>
-constexpr Kernels<T> kSlide3 = slides<T, 1, 3>(UpTo<kSlide3Most>{});
-template <class T>
-constexpr Kernels<T> kSlide5 = slides<T, 1, 5>(UpTo<kSlide5Most>{});
-template <class T>
-constexpr Kernels<T> kPairTile = tiles<T, 2, 1>(UpTo<kPairTileMost>{});
-template <class T>
-constexpr Kernels<T> kPairSlide3 = slides<T, 2, 3>(UpTo<kPairSlide3Most>{});
-template <class T>
-constexpr Kernels<T> kPairSlide5 = slides<T, 2, 5>(UpTo<kPairSlide5Most>{});
+template <class T, int P>
+constexpr Kernels<T> kSlide3 = slides<T, P, 3>(UpTo<kSlide3Most>{});
+template <class T, int P>
+constexpr Kernels<T> kSlide5 = slides<T, P, 5>(UpTo<kSlide5Most>{});
 template <class T>
 constexpr Kernels<T> kDepthwise = depthwises<T>(UpTo<8>{});
 

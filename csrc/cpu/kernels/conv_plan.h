@@ -13,9 +13,11 @@ constexpr int64_t kTermBlock = 4096;       // products summed in one run of an a
 constexpr int64_t kBoxBytes = 96 << 10;    // of src under a box: stays in the L2 cache
 constexpr int64_t kPointBytes = 16 << 10;  // the same for one tap, in L1: each block reads it anew
 constexpr int64_t kMaxScratch = 4 << 20;   // bytes per thread
+constexpr int64_t kShortRow = 20;          // too few pixels for the accumulators of half a row
 
 // A box of output positions is the work of one item, with the src below it read in place, or, where
-// it hangs over the edge or its channels do not lie together, from a copy in the thread's scratch.
+// it hangs over the edge, its channels do not lie together or two pixels are to lie side by side,
+// from a copy in the thread's scratch.
 // Everything follows from the shape; and no choice here changes the order of any sum.
 struct Plan {
   Pass pass;
@@ -23,13 +25,19 @@ struct Plan {
   bool in_place;
   int64_t slide_taps;       // S of the sliding kernel, else 1
   int64_t rows, run;        // rows of taps, steps per row
-  int64_t pixels;           // in a vector: 2 where the channels fill only half of one
+  int64_t pixels;           // P, pixels per vector: 2 where the channels fill half of one,
+  int pair_axis;            // then from the first and the second half of the box on this axis
   int64_t block_c, blocks;  // output channels per block, of block_c * pixels lanes
-  int64_t box[3], boxes[3], extent[3];
-  int64_t pitch[3];  // of src pixels, as read: elements per slice, row, pixel
-  int64_t chunks;    // items that share a box, each with some of its blocks
-  int64_t scratch;   // elements per thread
+  int64_t box[3], boxes[3], extent[3];  // extent: of the src as read
+  int64_t pitch[3];                     // of src pixels, as read: elements per slice, row, pixel
+  int64_t chunks;                       // items that share a box, each with some of its blocks
+  int64_t row;                          // elements in front of a thread's scratch for one row
+  int64_t scratch;                      // elements per thread
 
+  // Of so many positions on an axis; of an odd number two share one, and both compute it.
+  constexpr int64_t vectors(int axis, int64_t positions) const {
+    return axis == pair_axis ? ceil_div(positions, 2) : positions;
+  }
   constexpr int64_t block_lanes() const { return block_c * pixels; }
   constexpr int64_t steps() const { return rows * run; }
   constexpr int64_t panel_size() const { return blocks * block_lanes() * steps() * slide_taps; }
@@ -86,8 +94,10 @@ Plan make_plan(const Pass& pass, Method method) {
   }
   const Axis* a = p.axis;
   const bool depthwise = method == Method::kDepthwise;
-  plan.in_place =
-      !p.padded() && (depthwise ? p.src_c % kLanes<T> == 0 : p.groups == 1 || p.src_c >= 8);
+  const bool pairs = !depthwise && 2 * p.dst_c <= kLanes<T> && p.taps() * p.src_c <= kTermBlock;
+  plan.pixels = pairs ? 2 : 1;
+  plan.in_place = !p.padded() && plan.pixels == 1 &&
+                  (depthwise ? p.src_c % kLanes<T> == 0 : p.groups == 1 || p.src_c >= 8);
   plan.slide_taps = method == Method::kSlide ? a[2].taps : 1;
   const bool joined = (a[2].tap_step == 1 || a[2].taps == 1) && (p.groups == 1 || !plan.in_place);
   plan.rows = a[0].taps * a[1].taps;
@@ -96,25 +106,27 @@ Plan make_plan(const Pass& pass, Method method) {
     plan.run *= a[2].taps;
   else if (method != Method::kSlide)
     plan.rows *= a[2].taps;
-  plan.pixels = !depthwise && 2 * p.dst_c <= kLanes<T> ? 2 : 1;
   plan.block_c = (method == Method::kTile && plan.pixels == 1 ? 2 : 1) * kLanes<T> / plan.pixels;
   plan.blocks = ceil_div(p.dst_c, plan.block_c);
 
   const int64_t pixel_bytes = max_of(1, p.src_c) * static_cast<int64_t>(sizeof(T));
   choose_box(plan, max_of(kItems, p.n * p.groups * p.positions() / kItems),
              (p.taps() <= 1 ? kPointBytes : kBoxBytes) / pixel_bytes);
+  plan.pair_axis = !pairs ? -1 : plan.box[2] < kShortRow && plan.box[1] > 1 ? 1 : 2;
   int64_t boxes = p.n * p.groups;
   for (int i = 0; i < 3; ++i) {
     plan.boxes[i] = ceil_div(a[i].count, max_of(1, plan.box[i]));
-    plan.extent[i] = a[i].extent(plan.box[i]);
+    plan.extent[i] = a[i].extent(plan.vectors(i, plan.box[i]));
     boxes *= plan.boxes[i];
   }
   plan.chunks = boxes == 0 ? 1 : max_of(1, min_of(plan.blocks, ceil_div(kItems, boxes)));
-  plan.pitch[2] = plan.in_place ? p.groups * p.src_c : p.src_c;
+  plan.pitch[2] = plan.in_place ? p.groups * p.src_c : p.src_c * plan.pixels;
   plan.pitch[1] = plan.pitch[2] * (plan.in_place ? a[2].src : plan.extent[2]);
   plan.pitch[0] = plan.pitch[1] * (plan.in_place ? a[1].src : plan.extent[1]);
-  // A vector of slack: depthwise loads go beyond the last channel.
-  plan.scratch = plan.in_place ? 0 : plan.extent[0] * plan.pitch[0] + kLanes<T>;
+  // Before their pixels lie side by side, two rows more; and a vector of slack: depthwise loads go
+  // beyond the last channel.
+  plan.row = pairs ? a[2].extent(plan.box[2]) * p.src_c : 0;
+  plan.scratch = plan.in_place ? 0 : 2 * plan.row + plan.extent[0] * plan.pitch[0] + kLanes<T>;
   return plan;
 }
 
