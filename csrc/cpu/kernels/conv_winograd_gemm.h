@@ -26,14 +26,14 @@ void multiply(const FrequencyArgs& a, const T* v, const T* u, T* m) {
     const T* panel = u;
     const int64_t pitch = a.c;
     for (int64_t s = 0; s < a.slices; ++s) {
-      const Pixels<T, 1, M> tiles(v + a.slice[s], pitch, 0);
+      const Pixels<const T, M> tiles(v + a.slice[s], pitch);
       for (int64_t i = 0; i < a.c; ++i, panel += V * kL) {
         Vec<T> w[V];
         CONVGRAD_UNROLL
         for (int j = 0; j < V; ++j) w[j] = load(panel + j * kL);
         CONVGRAD_UNROLL
         for (int t = 0; t < M; ++t) {
-          const Vec<T> x = tiles.spread(t, pitch, i);
+          const Vec<T> x = broadcast(tiles.at(t, pitch)[i]);
           CONVGRAD_UNROLL
           for (int j = 0; j < V; ++j) acc[t][j] += w[j] * x;
         }
