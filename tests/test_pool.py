@@ -146,6 +146,21 @@ def test_pools_of_two(spatial, c, dtype):
     np.testing.assert_array_equal(y, reference.avg_pool(x, axes, [0] * spatial))  # exact: / 2^k
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 2), st.just(2)),
+    st.tuples(st.integers(2, 5), st.integers(2, 5), st.integers(2, 40)),
+    st.integers(1, 40),
+    st.integers(1, 3),
+)
+def test_windows_of_two_side_by_side(kernel, size, c, n):
+    """Any number of channels and any rest beyond the last window, which gets zeros."""
+    rng = np.random.default_rng([*kernel, *size, c, n])
+    x = helpers.integers(rng, (n, c, *size))
+    axes = reference.windows(size, kernel, kernel, [0] * 3, [1] * 3, False)
+    check_max(lambda t, **options: F.max_pool3d(t, kernel, **options), x, axes)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("spec", [(2, 2, 0, 1, False), (3, 2, 1, 1, False), (3, 1, 1, 1, True)])
 @pytest.mark.parametrize("c", [1, 6, 16, 19])

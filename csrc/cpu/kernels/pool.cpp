@@ -1,5 +1,6 @@
 // Max pooling and unpooling. x (n, in, c), y (n, out, c); the winning tap of each window is kept as
 // its number in the window, in 1 byte where the window allows.
+#include "pool_halving.h"
 #include "pool_window.h"
 
 namespace convgrad::cpu {
@@ -57,6 +58,8 @@ void max_forward(const Exec& exec, const PoolShape& s, const T* x, T* y, Tap* ta
 
 template <class T>
 void max_pool_forward(const Exec& exec, const PoolShape& s, const T* x, T* y, void* tap) {
+  if constexpr (__is_same(T, float))
+    if (is_halving(s)) return halving_forward(exec, s, x, y, static_cast<uint8_t*>(tap));
   if (tap == nullptr) {
     max_forward(exec, s, x, y, tap);
   } else if (s.tap_bytes() == 1) {
@@ -116,6 +119,9 @@ void max_backward(const Exec& exec, const PoolShape& s, const T* dy, const Tap* 
 template <class T>
 void max_pool_backward(const Exec& exec, const PoolShape& s, const T* dy, const void* tap,
                        const T* mask, T* dx) {
+  if constexpr (__is_same(T, float))
+    if (is_halving(s) && s.y_size() > 0)
+      return halving_backward(exec, s, dy, static_cast<const uint8_t*>(tap), mask, dx);
   if (s.tap_bytes() == 1) {
     max_backward(exec, s, dy, static_cast<const uint8_t*>(tap), mask, dx);
   } else {

@@ -1,5 +1,9 @@
 // Which inputs a window covers and which windows cover an input: what all pooling kernels share.
 #pragma once
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "lanes.h"
 #include "parallel.h"
 #include "vec.h"
@@ -119,7 +123,8 @@ inline void parallel_pixels(const Exec& exec, int64_t pixels, int64_t c, int64_t
 }
 
 // ---- W integers I of 4 or 8 bytes from and to W taps, which lie in memory as bytes or int32 ----
-// gcc converts vectors of bytes one by one; byte shuffles do it in a few instructions.
+// gcc widens bytes one by one, and before AVX-512 narrows to them so; byte shuffles do it in a few
+// instructions.
 
 template <int... J>
 struct Sequence {};
@@ -186,6 +191,11 @@ template <class I, int W>
 inline Lanes<I, W> get_taps(const uint8_t* p) {
   if constexpr (W == 1) {
     return *p;
+#if defined(__AVX512F__)
+  } else if constexpr (W == 16) {
+    return (Lanes<I, W>)_mm512_maskz_cvtepu8_epi32(
+        0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
   } else if constexpr (W == 16) {
     return __builtin_shufflevector((get_taps<I, 8>(p)), (get_taps<I, 8>(p + 8)), 0, 1, 2, 3, 4, 5,
                                    6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -197,6 +207,11 @@ template <class I, int W>
 inline void put_taps(uint8_t* p, Lanes<I, W> v) {
   if constexpr (W == 1) {
     *p = static_cast<uint8_t>(v);
+#if defined(__AVX512F__)
+  } else if constexpr (W == 16) {
+    const auto bytes = __builtin_convertvector(v, Lanes<uint8_t, W>);
+    __builtin_memcpy(p, &bytes, W);
+#endif
   } else if constexpr (W == 16) {
     put_taps<I, 8>(p, __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7));
     put_taps<I, 8>(p + 8, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
