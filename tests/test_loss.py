@@ -37,7 +37,21 @@ def logits_and_classes(rng, shape, scale=1.0, ignored=0.0, dtype=np.float32):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("shape", [(5, 3), (33, 10), (4, 1000), (2, 3000), (3, 4, 9, 11), (7, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 3),
+        (33, 10),
+        (4, 1000),
+        (2, 3000),
+        (7, 1),
+        (3, 2, 9, 11),
+        (3, 4, 9, 11),
+        (3, 7, 9, 11),
+        (40, 32),
+        (40, 33),
+    ],
+)
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_cross_entropy_error(shape, scale):
     rng = RNG(0)

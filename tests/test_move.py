@@ -39,7 +39,18 @@ def test_layouts_of_any_view(data):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(3, 37, 21, 45), (1, 3, 90, 97), (1, 130, 150), (2, 1, 9, 200)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 37, 21, 45),
+        (1, 3, 90, 97),
+        (1, 130, 150),
+        (2, 1, 9, 200),
+        (2, 16, 16, 16),
+        *[(2, c, 7, 11) for c in (2, 4, 5, 6, 7, 8, 9, 15)],
+        (1, 5, 200, 301),  # more than one work item
+    ],
+)
 def test_transposition_is_exact(shape, dtype):
     x = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
     x.flat[5] = np.nan

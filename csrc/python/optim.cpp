@@ -23,8 +23,13 @@ struct InPlace {
     run([&](const Exec& exec) { ops<T>().copy(exec, s, dense.as<T>(), original.as<T>()); });
   }
 };
-InPlace in_place_arg(const char* op, const char* name, py::handle object, Layout layout) {
-  return {array_arg(op, name, object), dense_arg(op, name, object, layout)};
+InPlace in_place(const char* op, const char* name, Array&& a, Layout layout) {
+  if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
+    type_error(op,
+               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+  InPlace out{std::move(a), {}};
+  out.dense = dense(op, out.original, layout);
+  return out;
 }
 
 Layout layout_of(const Array& a) {
@@ -33,9 +38,7 @@ Layout layout_of(const Array& a) {
 }
 
 void same_as_parameter(const char* op, const char* name, const Array& a, const Array& p) {
-  bool equal = a.rank == p.rank && a.dtype == p.dtype;
-  for (int i = 0; equal && i < p.rank; ++i) equal = a.shape[i] == p.shape[i];
-  if (!equal)
+  if (!same_shape(a, p) || a.dtype != p.dtype)
     value_error(op, std::string(name) + " must have its parameter's shape and dtype, " +
                         p.shape_text() + " " + name_of(p.dtype) + ". Got " + a.shape_text() + " " +
                         name_of(a.dtype) + ".");
@@ -45,26 +48,28 @@ void same_as_parameter(const char* op, const char* name, const Array& a, const A
 struct Param {
   InPlace p;
   Array g;
-  std::vector<InPlace> kept;
+  InPlace kept[3];
+  size_t kept_count = 0;
   double* step = nullptr;
   bool first = false;
 };
 
 Param param_arg(const char* op, py::handle p_, py::handle g_) {
   Param out;
-  const Array p = array_arg(op, "parameter", p_);
+  Array p = array_arg(op, "parameter", p_);
   const Layout layout = layout_of(p);
-  out.p = in_place_arg(op, "parameter", p_, layout);
+  out.p = in_place(op, "parameter", std::move(p), layout);
   if (g_) {
     out.g = dense_arg(op, "gradient", g_, layout);
-    same_as_parameter(op, "gradient", out.g, p);
+    same_as_parameter(op, "gradient", out.g, out.p.dense);
   }
   return out;
 }
 
 void keep(const char* op, Param& param, py::handle buffer) {
-  param.kept.push_back(in_place_arg(op, "buffer", buffer, layout_of(param.p.dense)));
-  same_as_parameter(op, "buffer", param.kept.back().dense, param.p.dense);
+  InPlace& kept = param.kept[param.kept_count++];
+  kept = in_place(op, "buffer", array_arg(op, "buffer", buffer), layout_of(param.p.dense));
+  same_as_parameter(op, "buffer", kept.dense, param.p.dense);
 }
 
 // kernel(exec, count, refs) once for the float32 and once for the float64 parameters, if any.
@@ -79,7 +84,7 @@ void run_list(const std::vector<Param>& params, const WorkspaceBytes& workspace_
       ParamRef<T> r{};
       r.p = param.p.dense.as<T>();
       r.g = param.g.as<T>();
-      for (size_t i = 0; i < param.kept.size(); ++i) r.kept[i] = param.kept[i].dense.as<T>();
+      for (size_t i = 0; i < param.kept_count; ++i) r.kept[i] = param.kept[i].dense.as<T>();
       r.step = param.step;
       r.n = param.p.dense.size();
       r.first = param.first;
@@ -92,7 +97,7 @@ void run_list(const std::vector<Param>& params, const WorkspaceBytes& workspace_
     for (const Param& param : params) {
       if (param.p.dense.dtype != dtype_of<T>()) continue;
       param.p.write_back<T>();
-      for (const InPlace& buffer : param.kept) buffer.write_back<T>();
+      for (size_t i = 0; i < param.kept_count; ++i) param.kept[i].write_back<T>();
     }
   };
   run_type(float{});

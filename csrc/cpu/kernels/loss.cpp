@@ -1,6 +1,8 @@
 // Cross-entropy of logits or log-probabilities (rows, c).
 #include <cmath>
 
+#include "loss_short_rows.h"
+#include "loss_target.h"
 #include "parallel.h"
 #include "vec.h"
 #include "vmath.h"
@@ -10,11 +12,7 @@ namespace {
 
 constexpr int64_t kTile = 1024;  // exponentials computed at a time, on the stack
 
-// One work item: `rows` follows from the shape alone. Its sums are added up in item order.
-struct Partial {
-  double loss, weight;
-  int64_t bad_row;
-};
+// Rows of one work item, from the shape alone.
 int64_t rows_per_item(int64_t c) { return max_of(1, min_of(1024, (1 << 14) / c)); }
 
 template <class T>
@@ -79,24 +77,6 @@ void row_stats(int64_t rows, int64_t c, const T* x, T* stats) {
   }
 }
 
-// The target of one row as a distribution over classes, weights included:
-// q[c] = weight[c] ((1 - smoothing) target[c] + smoothing / C).
-template <class T>
-struct Target {
-  const CrossEntropyShape& s;
-  const int64_t* classes;
-  const T *probs, *weight;
-  T keep = T(1 - s.label_smoothing), spread = T(s.label_smoothing / double(s.c));
-
-  T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }
-  // One class holds everything.
-  bool sparse() const { return classes && spread == 0; }
-  T at(int64_t row, int64_t c) const {
-    const T t = probs ? probs[row * s.c + c] : T(c == classes[row]);
-    return weight_of(c) * (keep * t + spread);
-  }
-};
-
 // -sum of q[c] log p[c]; log p = x - m - log_sum.
 template <class T>
 T row_loss(const Target<T>& target, int64_t row, const T* x, T m, T log_sum) {
@@ -148,8 +128,11 @@ void cross_entropy_forward(const Exec& exec, const CrossEntropyShape& s, const T
   const int64_t rows = rows_per_item(s.c), items = ceil_div(s.rows, rows);
   Partial* partial = static_cast<Partial*>(exec.workspace);
   parallel_for(exec, items, s.rows * s.c * (s.log_probs ? 1 : 4), [&](int64_t item, int) {
-    const int64_t begin = item * rows;
-    forward_rows(target, begin, min_of(begin + rows, s.rows), x, loss, stats, partial + item);
+    const int64_t begin = item * rows, end = min_of(begin + rows, s.rows);
+    if constexpr (__is_same(T, float))
+      if (has_short_rows(target))
+        return forward_short_rows(target, begin, end, x, loss, stats, partial + item);
+    forward_rows(target, begin, end, x, loss, stats, partial + item);
   });
   Partial sum{0, 0, -1};
   for (int64_t item = 0; item < items; ++item) {
@@ -209,6 +192,12 @@ void cross_entropy_backward(const Exec& exec, const CrossEntropyShape& s, const 
   const int64_t rows = rows_per_item(s.c), c = s.c;
   parallel_for(exec, ceil_div(s.rows, rows), s.rows * c * 4, [&](int64_t item, int) {
     const int64_t begin = item * rows, end = min_of(begin + rows, s.rows);
+    if constexpr (__is_same(T, float))
+      if (has_short_rows(target)) {
+        const T scale = s.reduction == Reduction::kNone ? T(0) : dy[0] / *norm;
+        return backward_short_rows(target, begin, end, x, stats,
+                                   s.reduction == Reduction::kNone ? dy : &scale, dx);
+      }
     if (!s.log_probs) softmax_rows(begin, end, c, x, stats, dx);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t y = classes ? classes[row] : 0;

@@ -1,6 +1,7 @@
 // Moving data: strided copies (layout conversion, cat, narrow), constant padding, rows
 // by index and their adjoint.
 #include "parallel.h"
+#include "row_tile.h"
 #include "vec.h"
 
 namespace convgrad::cpu {
@@ -12,7 +13,7 @@ template <class T>
 inline void copy_run(int64_t n, const T* src, T* dst) {
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) store(dst + i, load(src + i));
-  for (; i < n; ++i) dst[i] = src[i];
+  if (i < n) store_first(dst + i, load_first(src + i, n - i), n - i);
 }
 
 template <class T>
@@ -20,7 +21,7 @@ inline void fill_run(int64_t n, T value, T* dst) {
   const Vec<T> v = broadcast(value);
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) store(dst + i, v);
-  for (; i < n; ++i) dst[i] = value;
+  if (i < n) store_first(dst + i, v, n - i);
 }
 
 // dst[i * dst_row + j] = src[i + j * src_col] for i, j < 4.
@@ -43,7 +44,76 @@ inline void transpose_4x4(const T* src, int64_t src_col, T* dst, int64_t dst_row
   put(3, __builtin_shufflevector(ab_hi, cd_hi, 2, 3, 6, 7));
 }
 
-// dst[r * dst_row + c] = src[r + c * src_col], by tiles whose rows and columns share cache lines.
+// dst[i * dst_row + j] = src[i + j * src_col] for i < rows, j < cols: a square of a vector's lanes
+// or a part of one.
+inline void transpose_square(int64_t rows, int64_t cols, const float* src, int64_t src_col,
+                             float* dst, int64_t dst_row) {
+  constexpr int kL = kLanes<float>;
+  Vec<float> v[kL];
+  if (rows == kL && cols == kL) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kL; ++j) v[j] = load(src + j * src_col);
+    transpose_from_lanes(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i) store(dst + i * dst_row, v[i]);
+    return;
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < kL; ++j) v[j] = j < cols ? load_first(src + j * src_col, rows) : Vec<float>{};
+  transpose_from_lanes(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < kL; ++i)
+    if (i < rows) store_first(dst + i * dst_row, v[i], cols);
+}
+// dst[r * dst_row + c] = src[r + c * src_col] for float32, along the longer axis first: memory is
+// fetched ahead of long runs.
+void transpose_squares(int64_t rows, int64_t cols, const float* src, int64_t src_col, float* dst,
+                       int64_t dst_row) {
+  constexpr int64_t kL = kLanes<float>;
+  const bool down = rows > cols;
+  for (int64_t i = 0; i < (down ? cols : rows); i += kL)
+    for (int64_t j = 0; j < (down ? rows : cols); j += kL) {
+      const int64_t r = down ? j : i, c = down ? i : j;
+      transpose_square(min_of(rows - r, kL), min_of(cols - c, kL), src + r + c * src_col, src_col,
+                       dst + r * dst_row + c, dst_row);
+    }
+}
+// A few rows, which src holds side by side: src_col == rows.
+void gather_rows(int64_t rows, int64_t cols, const float* src, float* dst, int64_t dst_row) {
+  constexpr int kL = kLanes<float>;
+  with_padding(rows, [&](auto padded) {
+    Vec<float> v[padded.value];
+    for (int64_t c = 0; c < cols; c += kL) {
+      get_rows(rows, src + c * rows, (cols - c) * rows, v);
+      const int64_t n = min_of(cols - c, kL);
+#pragma GCC unroll 8
+      for (int i = 0; i < padded.value; ++i)
+        if (i < rows) store_first(dst + i * dst_row + c, v[i], n);
+    }
+  });
+}
+// A few columns, which dst holds side by side: dst_row == cols.
+void scatter_columns(int64_t rows, int64_t cols, const float* src, int64_t src_col, float* dst) {
+  constexpr int kL = kLanes<float>;
+  with_padding(cols, [&](auto padded) {
+    Vec<float> v[padded.value];
+    for (int64_t r = 0; r < rows; r += kL) {
+      const int64_t n = min_of(rows - r, kL);
+#pragma GCC unroll 8
+      for (int i = 0; i < padded.value; ++i)
+        v[i] = i < cols ? load_first(src + i * src_col + r, n) : Vec<float>{};
+      put_rows(cols, v, (rows - r) * cols, dst + r * cols);
+    }
+  });
+}
+void transpose_plane(int64_t rows, int64_t cols, const float* src, int64_t src_col, float* dst,
+                     int64_t dst_row) {
+  if (is_narrow(rows) && src_col == rows) return gather_rows(rows, cols, src, dst, dst_row);
+  if (is_narrow(cols) && dst_row == cols) return scatter_columns(rows, cols, src, src_col, dst);
+  transpose_squares(rows, cols, src, src_col, dst, dst_row);
+}
+
+// The same, by tiles whose rows and columns share cache lines.
 template <class T>
 void transpose_plane(int64_t rows, int64_t cols, const T* src, int64_t src_col, T* dst,
                      int64_t dst_row) {

@@ -1,5 +1,6 @@
 // Softmax and its logarithm along the middle axis of x (outer, n, inner).
 #include "parallel.h"
+#include "row_tile.h"
 #include "vmath.h"
 
 namespace convgrad::cpu {
@@ -129,37 +130,23 @@ void backward_columns(bool log, int64_t n, int64_t inner, int64_t lanes, const T
 
 // ---- short rows: as many together as there are lanes, transposed ----
 
-constexpr int64_t kShort = 32;
-template <class T>
-using Tile = T[kShort * kLanes<T>];
-
-// tile (n, lanes) = the transpose of x (rows, n), rows <= lanes; the other lanes are 0.
-template <class T>
-inline void transpose_in(int64_t rows, int64_t n, const T* x, Tile<T>& tile) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t row = 0; row < kLanes<T>; ++row)
-      tile[i * kLanes<T> + row] = row < rows ? x[row * n + i] : T(0);
-}
-template <class T>
-inline void transpose_out(int64_t rows, int64_t n, const Tile<T>& tile, T* y) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t i = 0; i < n; ++i) y[row * n + i] = tile[i * kLanes<T> + row];
-}
-
 template <class T>
 void forward_short(bool log, int64_t rows, int64_t n, const T* x, T* y) {
-  Tile<T> in = {}, out;
-  transpose_in(rows, n, x, in);
+  RowTile<T> in, out;
+  store(in, Vec<T>{});  // n is at least 1, which the compiler cannot know
+  tile_rows(rows, n, x, in);
   forward_columns<T>(log, n, kLanes<T>, kLanes<T>, in, out);
-  transpose_out(rows, n, out, y);
+  untile_rows(rows, n, out, y);
 }
 template <class T>
 void backward_short(bool log, int64_t rows, int64_t n, const T* y, const T* dy, T* dx) {
-  Tile<T> in = {}, gradient = {}, out;
-  transpose_in(rows, n, y, in);
-  transpose_in(rows, n, dy, gradient);
+  RowTile<T> in, gradient, out;
+  store(in, Vec<T>{});
+  store(gradient, Vec<T>{});
+  tile_rows(rows, n, y, in);
+  tile_rows(rows, n, dy, gradient);
   backward_columns<T>(log, n, kLanes<T>, kLanes<T>, in, gradient, out);
-  transpose_out(rows, n, out, dx);
+  untile_rows(rows, n, out, dx);
 }
 
 // row(offset) for each row, few(offset, rows) for each few short ones, or columns(offset, lanes)
@@ -171,7 +158,7 @@ void for_axis(const Exec& exec, int64_t outer, int64_t n, int64_t inner, const R
   if (inner == 1) {
     const int64_t rows = ceil_div(4096, n * kLanes<T>) * kLanes<T>;  // per item
     parallel_for(exec, ceil_div(outer, rows), outer * n * kWork, [&](int64_t item, int) {
-      const int64_t end = min_of(outer, (item + 1) * rows), step = n <= kShort ? kLanes<T> : 1;
+      const int64_t end = min_of(outer, (item + 1) * rows), step = n <= kShortRow ? kLanes<T> : 1;
       for (int64_t i = item * rows; i < end; i += step)
         if (step > 1)
           few(i * n, min_of(step, end - i));

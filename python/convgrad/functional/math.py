@@ -15,6 +15,7 @@ import numpy as np
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
 from convgrad.deferred import Pending
+from convgrad.functional.activation import Unary
 from convgrad.tensor import Deferred, Tensor
 
 __all__ = [
@@ -591,75 +592,6 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
 # ---- elementwise functions ----
 
 
-class Neg(Op):
-    """y = -x"""
-
-    fresh = True
-
-    def forward(self, x: Array) -> Array:
-        return elementwise(np.negative, x)
-
-    def backward(self, dy: Array) -> Array:
-        return elementwise(np.negative, dy)
-
-
-class Exp(Op):
-    """y = exp(x); dx = dy y."""
-
-    fresh = True
-
-    def forward(self, x: Array) -> Array:
-        y = elementwise(np.exp, x)
-        self.saved = (y,)
-        return y
-
-    def backward(self, dy: Array) -> Array:
-        return combine("mul", dy, self.saved[0])
-
-
-class Log(Op):
-    """y = log(x); dx = dy / x."""
-
-    fresh = True
-
-    def forward(self, x: Array) -> Array:
-        self.saved = (x,)
-        return elementwise(np.log, x)
-
-    def backward(self, dy: Array) -> Array:
-        return combine("div", dy, self.saved[0])
-
-
-class Sqrt(Op):
-    """y = sqrt(x); dx = dy / (2 y)."""
-
-    fresh = True
-
-    def forward(self, x: Array) -> Array:
-        y = elementwise(np.sqrt, x)
-        self.saved = (y,)
-        return y
-
-    def backward(self, dy: Array) -> Array:
-        dx = combine("add", self.saved[0], self.saved[0])
-        with np.errstate(all="ignore"):
-            return np.true_divide(dy, dx, out=dx)
-
-
-class Abs(Op):
-    """y = |x|; dx = dy sign(x)."""
-
-    fresh = True
-
-    def forward(self, x: Array) -> Array:
-        self.saved = (x,)
-        return elementwise(np.absolute, x)
-
-    def backward(self, dy: Array) -> Array:
-        dx = elementwise(np.sign, self.saved[0])
-        return np.multiply(dx, dy, out=dx)
-
-
 class Sign(Op):
     """y = -1, 0 or 1, with gradient 0 (PyTorch's sign of NaN is 0)."""
 
@@ -717,31 +649,36 @@ class Clone(Op):
         return dy
 
 
+def _elementwise(name: str, ufunc: Any, x: Tensor) -> Tensor:
+    """The kernel's function, or the ufunc for integers."""
+    return Unary.apply((x,), name) if _is_float(x) else Tensor(elementwise(ufunc, x.array))
+
+
 def neg(input: Tensor) -> Tensor:
     """-input."""
     if input.array.dtype == BOOL:
         raise TypeError("[neg] A bool tensor has no negative. Use ~.")
-    return Neg.apply((input,))
+    return _elementwise("neg", np.negative, input)
 
 
 def exp(input: Tensor) -> Tensor:
     """e to the power of each element."""
-    return Exp.apply((_float("exp", input),))
+    return Unary.apply((_float("exp", input),), "exp")
 
 
 def log(input: Tensor) -> Tensor:
     """The natural logarithm: -inf at 0, NaN below."""
-    return Log.apply((_float("log", input),))
+    return Unary.apply((_float("log", input),), "log")
 
 
 def sqrt(input: Tensor) -> Tensor:
     """The square root: NaN below 0."""
-    return Sqrt.apply((_float("sqrt", input),))
+    return Unary.apply((_float("sqrt", input),), "sqrt")
 
 
 def abs(input: Tensor) -> Tensor:
     """|input|, with gradient 0 at 0."""
-    return Abs.apply((input,))
+    return _elementwise("abs", np.absolute, input)
 
 
 def sign(input: Tensor) -> Tensor:
