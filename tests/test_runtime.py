@@ -45,6 +45,76 @@ def test_works_after_fork() -> None:
     assert convolution().tobytes() == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_while_another_thread_runs_a_kernel() -> None:
+    """The child has neither the parent's workers nor its running kernel, and uses its own."""
+    cg.set_num_threads(2)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 32, 64, 64)).astype(np.float32)
+    w = rng.standard_normal((32, 32, 5, 5)).astype(np.float32)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            _cpu.conv_forward(x, w, None, 1, 2, 1, 1)
+
+    expected = convolution().tobytes()
+    context = multiprocessing.get_context("fork")
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(3):
+            time.sleep(0.01)  # amid a kernel
+            queue = context.Queue()
+            child = context.Process(target=child_digest, args=(queue,))
+            child.start()
+            assert queue.get(timeout=30) == expected
+            child.join(timeout=30)
+            assert child.exitcode == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+BESIDE = {
+    "torch": """
+import torch
+a = torch.ones(300, 300)
+other = lambda: float((a @ a).sum())
+wanted = 300.0**3
+""",
+    "sklearn": """
+from sklearn.ensemble import RandomForestClassifier
+rows, above = np.arange(200.0).reshape(100, 2), np.arange(100) > 49
+forest = RandomForestClassifier(8, n_jobs=2, random_state=0)
+other = lambda: forest.fit(rows, above).score(rows, above)
+wanted = 1.0
+""",
+}
+
+
+@pytest.mark.parametrize("library", BESIDE)
+@pytest.mark.parametrize("first", ["convgrad", "other"])
+def test_beside_another_library_with_threads_of_its_own(library: str, first: str) -> None:
+    pytest.importorskip(library)
+    ours = "import convgrad as cg\nimport convgrad.functional as F\n"
+    imports = [ours, BESIDE[library]] if first == "convgrad" else [BESIDE[library], ours]
+    code = f"""
+import numpy as np
+{"".join(imports)}
+cg.set_num_threads(2)
+x, w = cg.ones(4, 16, 32, 32), cg.ones(16, 16, 3, 3)
+for _ in range(5):
+    assert float(F.conv2d(x, w).sum()) == 144.0 * 4 * 16 * 30 * 30
+    assert other() == wanted
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_concurrent_callers_get_the_same_bits() -> None:
     cg.set_num_threads(2)
     expected = convolution().tobytes()

@@ -7,6 +7,7 @@
 #endif
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstdio>
@@ -20,9 +21,11 @@
 namespace convgrad::cpu {
 namespace {
 
-// About 30 us of waiting for the next kernel of a step before sleeping: longer than the gaps that
-// Python leaves between kernels, far shorter than a scheduler's time slice.
-constexpr int kSpins = 1000;
+// How long a worker waits awake for the next kernel of a step: longer than most gaps that Python
+// leaves between kernels, far shorter than a scheduler's time slice.
+constexpr std::chrono::microseconds kAwake{50};
+// Looks at a shared variable between two calls of the system: 1 to 3 us, as long as `pause` takes.
+constexpr int kLooks = 64;
 constexpr int kMaxThreads = 256;
 
 inline void pause() {
@@ -33,48 +36,73 @@ inline void pause() {
 #endif
 }
 
-// One job at a time. `ticket` holds the job's number (high half) and its next unclaimed item (low
-// half): a worker that wakes late cannot claim an item of a job that is over, so the caller waits
-// for claimed items only, never for a sleeping worker.
+// Whether `happened()` within kLooks looks.
+template <class Condition>
+bool looks(const Condition& happened) {
+  for (int i = 0; i < kLooks; ++i, pause())
+    if (happened()) return true;
+  return false;
+}
+
+// One job at a time. Each thread has a share of its items, neighbours in order: what it writes in
+// one kernel it reads in the next, and processors may be far apart (200 ns and a fabric between two
+// that share no cache, measured). Who has finished its share takes from the others'. A share is a
+// ticket of the job's number (high half) and how many items are left (low half): a worker that
+// wakes late cannot claim an item of a job that is over, so the caller waits for claimed items
+// only, never for a sleeping worker.
 class ThreadPool {
  public:
-  void run(int threads, int64_t items, ItemFn fn, void* arg) {
+  void run(int threads, int64_t items, bool wake, ItemFn fn, void* arg) {
     grow(threads - 1);
-    const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+    const uint64_t job = (job_.load(std::memory_order_relaxed) + 1) & 0xffffffffu;
     fn_.store(fn, std::memory_order_relaxed);
     arg_.store(arg, std::memory_order_relaxed);
     items_.store(items, std::memory_order_relaxed);
     threads_.store(threads, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(job << 32, std::memory_order_seq_cst);
-    if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+    for (int t = 0; t < threads; ++t) {
+      const int64_t share = share_end(t, items, threads) - share_end(t - 1, items, threads);
+      shares_[t].ticket.store(job << 32 | static_cast<uint64_t>(share), std::memory_order_release);
+    }
+    job_.store(static_cast<uint32_t>(job), std::memory_order_seq_cst);
+    if (wake && sleeping_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
-    work(static_cast<uint32_t>(job), 0);
-    for (int spin = 0; done_.load(std::memory_order_acquire) < items; ++spin) {
-      if (spin < kSpins)
-        pause();
-      else
-        std::this_thread::yield();
-    }
+    work(static_cast<uint32_t>(job), 0, threads);
+    while (!looks([&] { return done_.load(std::memory_order_acquire) == items; }))
+      std::this_thread::yield();
   }
 
  private:
-  // Claims and runs items of `job` until none is left.
-  void work(uint32_t job, int thread) {
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  static int64_t share_end(int thread, int64_t items, int threads) {
+    return (thread + 1) * items / threads;
+  }
+
+  // Runs items of `job` until none is unclaimed: the thread's own, then the others'.
+  void work(uint32_t job, int thread, int threads) {
+    int64_t done = 0;
+    for (int i = 0; i < threads; ++i) done += work_on((thread + i) % threads, job, thread);
+    if (done > 0) done_.fetch_add(done, std::memory_order_release);
+  }
+
+  // Runs what is left of one share; returns how many items that was. Nothing of the job is over as
+  // long as a ticket of it has items left, so what is read before a claim holds if the claim does.
+  int64_t work_on(int share, uint32_t job, int thread) {
+    std::atomic<uint64_t>& shared = shares_[share].ticket;
+    uint64_t ticket = shared.load(std::memory_order_acquire);
+    int64_t done = 0;
     for (;;) {
+      const int64_t left = static_cast<int64_t>(ticket & 0xffffffffu);
+      if (static_cast<uint32_t>(ticket >> 32) != job || left == 0) return done;
       const ItemFn fn = fn_.load(std::memory_order_relaxed);
       void* arg = arg_.load(std::memory_order_relaxed);
-      const int64_t items = items_.load(std::memory_order_relaxed);
-      if (static_cast<uint32_t>(ticket >> 32) != job) return;
-      const int64_t item = static_cast<int64_t>(ticket & 0xffffffffu);
-      if (item >= items) return;
-      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
-      fn(arg, item, thread);
-      done_.fetch_add(1, std::memory_order_release);
-      ticket = ticket_.load(std::memory_order_acquire);
+      const int64_t end = share_end(share, items_.load(std::memory_order_relaxed),
+                                    threads_.load(std::memory_order_relaxed));
+      if (!shared.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
+      fn(arg, end - left, thread);
+      ++done;
+      ticket = shared.load(std::memory_order_acquire);
     }
   }
 
@@ -82,18 +110,20 @@ class ThreadPool {
     uint32_t seen = 0;
     for (;;) {
       seen = next_job(seen);
-      if (thread < threads_.load(std::memory_order_relaxed)) work(seen, thread);
+      const int threads = threads_.load(std::memory_order_relaxed);
+      if (thread < threads) work(seen, thread, threads);
     }
   }
 
   // Returns the number of a job other than `seen`, spinning briefly and then sleeping.
   uint32_t next_job(uint32_t seen) {
-    const auto job = [this] {
-      return static_cast<uint32_t>(ticket_.load(std::memory_order_seq_cst) >> 32);
-    };
-    for (int spin = 0; spin < kSpins; ++spin, pause()) {
-      if (job() != seen) return job();
-    }
+    const auto job = [this] { return job_.load(std::memory_order_seq_cst); };
+    const auto end = std::chrono::steady_clock::now() + kAwake;
+    do {
+      if (looks([&] { return job() != seen; })) return job();
+      // A worker that was woken on its caller's processor is in its way.
+      std::this_thread::yield();
+    } while (std::chrono::steady_clock::now() < end);
     std::unique_lock<std::mutex> lock(mutex_);
     sleeping_.fetch_add(1, std::memory_order_seq_cst);
     wake_.wait(lock, [&] { return job() != seen; });
@@ -107,12 +137,19 @@ class ThreadPool {
     }
   }
 
-  std::atomic<uint64_t> ticket_{0};
-  std::atomic<int64_t> done_{0};
+  // Each on cache lines of its own: what the caller writes, what all write, what one thread does.
+  static constexpr size_t kLines = 128;
+  struct alignas(kLines) Share {
+    std::atomic<uint64_t> ticket{0};
+  };
+  alignas(kLines) std::atomic<uint32_t> job_{0};
+  std::atomic<int> threads_{0};
   std::atomic<ItemFn> fn_{nullptr};
   std::atomic<void*> arg_{nullptr};
   std::atomic<int64_t> items_{0};
-  std::atomic<int> threads_{0}, sleeping_{0};
+  alignas(kLines) std::atomic<int64_t> done_{0};
+  Share shares_[kMaxThreads];
+  alignas(kLines) std::atomic<int> sleeping_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
   int workers_ = 0;
@@ -159,10 +196,10 @@ int affinity_cpus() {
 
 }  // namespace
 
-void run_items(int threads, int64_t items, ItemFn fn, void* arg) {
+void run_items(int threads, int64_t items, bool wake, ItemFn fn, void* arg) {
   threads = static_cast<int>(threads < items ? threads : items);
   if (threads > 1 && items < (int64_t{1} << 32) && !busy.exchange(true)) {
-    the_pool().run(threads, items, fn, arg);
+    the_pool().run(threads, items, wake, fn, arg);
     busy.store(false, std::memory_order_release);
     return;
   }
