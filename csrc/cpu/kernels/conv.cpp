@@ -59,22 +59,6 @@ Plan plan_of(const Pass& p, ConvAlgorithm algorithm) {
 }
 
 template <class T>
-int64_t pass_workspace(const Pass& p, ConvAlgorithm algorithm, int threads) {
-  if (algorithm == ConvAlgorithm::kWinograd)
-    return winograd_workspace<T>(plan_winograd<T>(p), threads);
-  return map_workspace<T>(plan_of<T>(p, algorithm), threads).total;
-}
-
-template <class T>
-void run(const Exec& exec, const Pass& p, ConvAlgorithm algorithm, const T* src, const T* w,
-         const Epilogue<T>& epilogue, T* dst) {
-  if constexpr (kHasKernels<T>) {
-    if (algorithm == ConvAlgorithm::kWinograd) return run_winograd(exec, p, src, w, epilogue, dst);
-    run_pass(exec, plan_of<T>(p, algorithm), src, w, epilogue, dst);
-  }
-}
-
-template <class T>
 ConvAlgorithm conv_forward_algorithm(const ConvShape& s) {
   return choose<T>(s, forward_pass(s));
 }
@@ -84,7 +68,10 @@ int64_t conv_forward_workspace(const ConvShape& s, int threads) {
   const Pass p = forward_pass(s);
   const ConvAlgorithm algorithm = choose<T>(s, p);
   if (algorithm == ConvAlgorithm::kGeneric) return 0;
-  return pass_workspace<T>(p, algorithm, threads);
+  if (algorithm == ConvAlgorithm::kWinograd)
+    return winograd_workspace<T>(plan_winograd<T>(p), threads);
+  const Plan plan = plan_of<T>(p, algorithm);
+  return direct_workspace<T>(&plan, 1, threads);
 }
 
 template <class T>
@@ -93,7 +80,11 @@ void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
   const Pass p = forward_pass(s);
   const ConvAlgorithm algorithm = choose<T>(s, p);
   if (algorithm == ConvAlgorithm::kGeneric) return forward_generic(exec, s, x, w, epilogue, y);
-  run(exec, p, algorithm, x, w, epilogue, y);
+  if constexpr (kHasKernels<T>) {
+    if (algorithm == ConvAlgorithm::kWinograd) return run_winograd(exec, p, x, w, epilogue, y);
+    const Plan plan = plan_of<T>(p, algorithm);
+    run_direct(exec, &plan, 1, x, w, epilogue, y);
+  }
 }
 
 // One algorithm for all phases, unless it is kAuto: then each has its own.
@@ -105,14 +96,38 @@ ConvAlgorithm conv_backward_input_algorithm(const ConvShape& s) {
   return choose<T>(s, backward_pass(s, 0));
 }
 
+// Calls winograd(pass) or direct(plans, count), passes at once, for the phases.
+template <class T, class Winograd, class Direct>
+void for_phases(const ConvShape& s, const Winograd& winograd, const Direct& direct) {
+  Plan plans[kMostPasses];
+  int waiting = 0;
+  for (int64_t phase = 0; phase < phases(s); ++phase) {
+    const Pass p = backward_pass(s, phase);
+    const ConvAlgorithm algorithm = choose<T>(s, p);
+    if (algorithm == ConvAlgorithm::kWinograd) {
+      winograd(p);
+      continue;
+    }
+    plans[waiting++] = plan_of<T>(p, algorithm);
+    if (waiting < kMostPasses) continue;
+    direct(plans, waiting);
+    waiting = 0;
+  }
+  if (waiting > 0) direct(plans, waiting);
+}
+
 template <class T>
 int64_t conv_backward_input_workspace(const ConvShape& s, int threads) {
   if (conv_backward_input_algorithm<T>(s) == ConvAlgorithm::kGeneric) return 0;
   int64_t bytes = 0;
-  for (int64_t phase = 0; phase < phases(s); ++phase) {
-    const Pass p = backward_pass(s, phase);
-    bytes = max_of(bytes, pass_workspace<T>(p, choose<T>(s, p), threads));
-  }
+  for_phases<T>(
+      s,
+      [&](const Pass& p) {
+        bytes = max_of(bytes, winograd_workspace<T>(plan_winograd<T>(p), threads));
+      },
+      [&](const Plan* plans, int count) {
+        bytes = max_of(bytes, direct_workspace<T>(plans, count, threads));
+      });
   return bytes;
 }
 
@@ -121,10 +136,10 @@ void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, cons
                          const Epilogue<T>& epilogue, T* dx) {
   if (conv_backward_input_algorithm<T>(s) == ConvAlgorithm::kGeneric)
     return backward_input_generic(exec, s, dy, w, epilogue, dx);
-  for (int64_t phase = 0; phase < phases(s); ++phase) {
-    const Pass p = backward_pass(s, phase);
-    run(exec, p, choose<T>(s, p), dy, w, epilogue, dx);
-  }
+  if constexpr (kHasKernels<T>)
+    for_phases<T>(
+        s, [&](const Pass& p) { run_winograd(exec, p, dy, w, epilogue, dx); },
+        [&](const Plan* plans, int count) { run_direct(exec, plans, count, dy, w, epilogue, dx); });
 }
 
 template <class T>

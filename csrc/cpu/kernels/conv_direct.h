@@ -1,4 +1,4 @@
-// Runs a pass by the micro-kernels: packs the weights, then boxes of output pixels in parallel.
+// Runs passes by the micro-kernels: packs the weights, then boxes of output pixels in parallel.
 #pragma once
 #include "conv_plan.h"
 #include "parallel.h"
@@ -13,15 +13,14 @@ struct DirectCall {
   Epilogue<T> epilogue;
   T* dst;
   int64_t* offsets;  // per row of taps, from a position's first src element
-  T *bias, *panels, *scratch;
-  int64_t scratch_pitch;  // elements between the threads' scratch
+  T *bias, *panels;
 };
 
 // Vectors in a block; the last block may be a narrow one.
 template <class T>
 int64_t block_vectors(const Plan& plan, int64_t block) {
   return min_of(plan.block_lanes() / kLanes<T>,
-                ceil_div(plan.pass.dst_c - block * plan.block_c, kLanes<T>));
+                ceil_div((plan.pass.dst_c - block * plan.block_c) * plan.pixels, kLanes<T>));
 }
 
 template <class T>
@@ -68,9 +67,10 @@ void pack(const Exec& exec, const DirectCall<T>& call) {
   const Pass& p = plan.pass;
   pack_offsets(call);
   const T* bias = call.epilogue.bias;
-  const int64_t lanes = plan.block_lanes(), group_lanes = plan.blocks * lanes;
+  const int64_t group_lanes = plan.blocks * plan.block_lanes();
+  const int64_t vector_c = kLanes<T> / plan.pixels;
   for (int64_t i = 0; i < p.groups * group_lanes; ++i) {
-    const int64_t c = i % group_lanes / lanes * plan.block_c + i % lanes % plan.block_c;
+    const int64_t c = i % group_lanes / kLanes<T> * vector_c + i % vector_c;
     call.bias[i] = bias && c < p.dst_c ? bias[i / group_lanes * p.bias_c + c % p.bias_c] : 0;
   }
   const int64_t block_size = plan.panel_size() / max_of(1, plan.blocks);
@@ -151,12 +151,18 @@ void copy_box(const Plan& plan, const T* image, const int64_t start[3], const in
 
 template <class T>
 const Kernels<T>& kernels_for(const Plan& plan, int64_t vectors) {
-  const bool pair = plan.pixels == 2;
-  if (plan.method == Method::kDepthwise) return kDepthwise<T>;
-  if (plan.slide_taps == 3) return pair ? kSlide3<T, 2> : kSlide3<T, 1>;
-  if (plan.slide_taps == 5) return pair ? kSlide5<T, 2> : kSlide5<T, 1>;
-  if (pair) return kTile1<T, 2>;
-  return vectors == 1 ? kTile1<T, 1> : kTile2<T>;
+  const bool pair = plan.pixels == 2, depthwise = plan.method == Method::kDepthwise;
+  switch (plan.slide_taps) {
+    case 2:
+      return depthwise ? kDepthwise<T, 2> : pair ? kSlide<T, 2, 2> : kSlide<T, 1, 2>;
+    case 3:
+      return depthwise ? kDepthwise<T, 3> : pair ? kSlide<T, 2, 3> : kSlide<T, 1, 3>;
+    case 5:
+      return depthwise ? kDepthwise<T, 5> : pair ? kSlide<T, 2, 5> : kSlide<T, 1, 5>;
+  }
+  if (depthwise) return kDepthwise<T, 1>;
+  if (pair) return vectors == 1 ? kTile<T, 2, 1> : kTile<T, 2, 3>;
+  return vectors == 1 ? kTile<T, 1, 1> : kTile<T, 1, 2>;
 }
 
 // One row of vectors of positions, in tiles as equal as can be.
@@ -203,7 +209,7 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
   args.x_pitch = box.x_step[2];
   args.y_pitch = box.y_step[2];
   args.bias = call.bias + index * plan.block_lanes();
-  args.last = min_of(plan.block_c, p.dst_c - first_c) - (vectors - 1) * kLanes<T>;
+  args.last = min_of(plan.block_c, p.dst_c - first_c) - (vectors - 1) * kLanes<T> / plan.pixels;
   args.dst = call.dst;
   args.mask = call.epilogue.mask;
   args.first = true;
@@ -230,7 +236,7 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
 }
 
 template <class T>
-void run_item(const DirectCall<T>& call, int64_t item, int thread) {
+void run_item(const DirectCall<T>& call, int64_t item, T* scratch) {
   const Plan& plan = call.plan;
   const Pass& p = plan.pass;
   const Axis* a = p.axis;
@@ -264,7 +270,6 @@ void run_item(const DirectCall<T>& call, int64_t item, int thread) {
   }
   box.y = call.dst + y_index * dst_c + group * p.dst_c;
   if (!plan.in_place) {
-    T* scratch = call.scratch + thread * call.scratch_pitch;
     copy_box(plan, image, start, count, scratch);
     box.x = scratch + 2 * plan.row;
   }
@@ -285,27 +290,36 @@ void run_item(const DirectCall<T>& call, int64_t item, int thread) {
     }
 }
 
+// Runs passes from one src to one dst, all at once: an item of each in turn, so that those next to
+// one another in memory are so in time.
 template <class T>
-void run_pass(const Exec& exec, const Plan& plan, const T* src, const T* w,
-              const Epilogue<T>& epilogue, T* dst) {
-  const WorkspaceMap map = map_workspace<T>(plan, exec.threads);
+void run_direct(const Exec& exec, const Plan* plans, int count, const T* src, const T* w,
+                const Epilogue<T>& epilogue, T* dst) {
+  DirectCall<T> calls[kMostPasses];
   char* workspace = static_cast<char*>(exec.workspace);
-  DirectCall<T> call;
-  call.plan = plan;
-  call.src = src;
-  call.w = w;
-  call.epilogue = epilogue;
-  call.dst = dst;
-  call.offsets = reinterpret_cast<int64_t*>(workspace);
-  call.bias = reinterpret_cast<T*>(workspace + map.bias);
-  call.panels = reinterpret_cast<T*>(workspace + map.panels);
-  call.scratch = reinterpret_cast<T*>(workspace + map.scratch);
-  call.scratch_pitch = map.scratch_bytes / static_cast<int64_t>(sizeof(T));
-  pack(exec, call);
-  const Pass& p = plan.pass;
-  const int64_t written = p.n * p.positions() * p.groups * p.dst_c;
-  parallel_for(exec, plan.items(), max_of(p.macs() / kLanes<T>, written),
-               [&](int64_t item, int thread) { run_item(call, item, thread); });
+  int64_t scratch = 0, items = 0, work = 0;
+  for (int i = 0; i < count; ++i) {
+    const WorkspaceMap map = map_workspace<T>(plans[i]);
+    const Pass& p = plans[i].pass;
+    calls[i] = {plans[i],
+                src,
+                w,
+                epilogue,
+                dst,
+                reinterpret_cast<int64_t*>(workspace),
+                reinterpret_cast<T*>(workspace + map.bias),
+                reinterpret_cast<T*>(workspace + map.panels)};
+    pack(exec, calls[i]);
+    workspace += map.end;
+    scratch = max_of(scratch, map.scratch);
+    items = max_of(items, plans[i].items());
+    work += max_of(p.macs() / kLanes<T>, p.n * p.positions() * p.groups * p.dst_c);
+  }
+  parallel_for(exec, items * count, work, [&](int64_t item, int thread) {
+    const DirectCall<T>& call = calls[item % count];
+    if (item / count < call.plan.items())
+      run_item(call, item / count, reinterpret_cast<T*>(workspace + thread * scratch));
+  });
 }
 
 }  // namespace

@@ -37,6 +37,12 @@ using TileKernel = void (*)(const TileArgs<T>&, const T* x, T* y);
 
 // ---- P pixels in a vector ----
 
+#if defined(CONVGRAD_VECTOR_BYTES)  // emulated, they are long, and megabytes in all if inline
+#define CONVGRAD_INLINE __attribute__((noinline))
+#else
+#define CONVGRAD_INLINE inline __attribute__((always_inline))
+#endif
+
 // All lanes p[i], or pairs of p[2 i] and p[2 i + 1].
 template <class T, int P>
 inline __attribute__((always_inline)) Vec<T> spread(const T* p, int64_t i) {
@@ -48,7 +54,7 @@ inline __attribute__((always_inline)) Vec<T> spread(const T* p, int64_t i) {
 }
 // From pairs of lanes to the first pixel's channels, then the second's.
 template <class T, int P>
-inline __attribute__((always_inline)) Vec<T> unzip(Vec<T> v) {
+CONVGRAD_INLINE Vec<T> unzip(Vec<T> v) {
   if constexpr (P == 1) return v;
   constexpr int kHalf = kLanes<T> / 2;
   Vec<int32_t> from;
@@ -58,7 +64,7 @@ inline __attribute__((always_inline)) Vec<T> unzip(Vec<T> v) {
 }
 // The first n channels of each pixel, at p and at q; the others are zero.
 template <class T, int P>
-inline __attribute__((always_inline)) Vec<T> load_pixels(const T* p, const T* q, int64_t n) {
+CONVGRAD_INLINE Vec<T> load_pixels(const T* p, const T* q, int64_t n) {
   if constexpr (P == 1) return load_first(p, n);
 #if defined(__AVX512F__)
   const __m256 high = _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), q);
@@ -71,7 +77,7 @@ inline __attribute__((always_inline)) Vec<T> load_pixels(const T* p, const T* q,
 #endif
 }
 template <class T, int P>
-inline __attribute__((always_inline)) void store_pixels(T* p, T* q, Vec<T> v, int64_t n) {
+CONVGRAD_INLINE void store_pixels(T* p, T* q, Vec<T> v, int64_t n) {
   if constexpr (P == 1) return store_first(p, v, n);
 #if defined(__AVX512F__)
   store_first(p, v, n);
@@ -83,6 +89,15 @@ inline __attribute__((always_inline)) void store_pixels(T* p, T* q, Vec<T> v, in
   copy_first(p, lanes, n);
   copy_first(q, lanes + kLanes<T> / 2, n);
 #endif
+}
+
+template <class T>
+CONVGRAD_INLINE Vec<T> at_least(Vec<T> v, Vec<T> floor) {
+  return v < floor ? floor : v;
+}
+template <class T>
+CONVGRAD_INLINE Vec<T> where_positive(Vec<T> mask, Vec<T> v) {
+  return mask <= T(0) ? Vec<T>{} : v;
 }
 
 // Element m of a row with `pitch`, from pointers to every third: x86 addresses reach 0, 1 and 2
@@ -102,11 +117,11 @@ struct Pixels {
 template <class T, int P, int M, int V>
 inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Vec<T> (&acc)[M][V],
                                                   T* y) {
-  constexpr int kL = kLanes<T>;
+  constexpr int kL = kLanes<T>, kC = kL / P;  // kC: channels per vector
   const int64_t pitch = a.y_pitch;
   const Pixels<T, M> first(y, pitch), second(y + a.apart, pitch);
   Vec<T> out[M][V];
-  const auto valid = [&](int v) { return v + 1 < V ? kL / P : a.last; };
+  const auto valid = [&](int v) { return v + 1 < V ? kC : a.last; };
   if (P == 2 || a.first) {
     CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v) {
@@ -118,21 +133,21 @@ inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Ve
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v)
-      out[m][v] = acc[m][v] + load_first(first.at(m, pitch) + v * kL, valid(v));
+      out[m][v] = acc[m][v] + load_pixels<T, 1>(first.at(m, pitch) + v * kL, nullptr, valid(v));
   }
   const Vec<T> floor = broadcast(a.relu ? T(0) : -std::numeric_limits<T>::infinity());
   CONVGRAD_UNROLL
   for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
-  for (int v = 0; v < V; ++v) out[m][v] = out[m][v] < floor ? floor : out[m][v];
+  for (int v = 0; v < V; ++v) out[m][v] = at_least<T>(out[m][v], floor);
   // A sum that is not the last is masked too: it starts anew from 0, and is masked again.
   if (a.mask) {
     const int64_t to_mask = a.mask - a.dst;
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v) {
-      const Vec<T> mask = load_pixels<T, P>(first.at(m, pitch) + to_mask + v * kL,
-                                            second.at(m, pitch) + to_mask, valid(v));
-      out[m][v] = mask <= T(0) ? Vec<T>{} : out[m][v];
+      const Vec<T> mask = load_pixels<T, P>(first.at(m, pitch) + to_mask + v * kC,
+                                            second.at(m, pitch) + to_mask + v * kC, valid(v));
+      out[m][v] = where_positive<T>(mask, out[m][v]);
     }
   }
   if (P == 1 && a.last == kL) {
@@ -143,7 +158,8 @@ inline __attribute__((always_inline)) void finish(const TileArgs<T>& a, const Ve
     CONVGRAD_UNROLL
     for (int m = 0; m < M; ++m) CONVGRAD_UNROLL
     for (int v = 0; v < V; ++v)
-      store_pixels<T, P>(first.at(m, pitch) + v * kL, second.at(m, pitch), out[m][v], valid(v));
+      store_pixels<T, P>(first.at(m, pitch) + v * kC, second.at(m, pitch) + v * kC, out[m][v],
+                         valid(v));
   }
 }
 
@@ -199,17 +215,26 @@ void slide(const TileArgs<T>& a, const T* x, T* y) {
   finish<T, P, M, 1>(a, acc, y);
 }
 
-// M pixels x 1 vector of channels, each channel with its own filter: panel [tap][lanes].
-template <class T, int M>
+// M neighbouring pixels x 1 vector of channels, each channel with its own filter, for rows of S
+// taps at stride 1 as above; S = 1 serves any taps. Panel [row][S][lanes].
+template <class T, int S, int M>
 void depthwise(const TileArgs<T>& a, const T* x, T* y) {
   constexpr int kL = kLanes<T>;
   Vec<T> acc[M][1] = {};
+  const T* panel = a.panel;
   const int64_t pitch = a.x_pitch;
-  for (int64_t row = 0; row < a.rows; ++row) {
-    const Pixels<const T, M> pixels(x + a.offset[row], pitch);
-    const Vec<T> w = load(a.panel + row * kL);
+  for (int64_t row = 0; row < a.rows; ++row, panel += S * kL) {
+    const Pixels<const T, M + S - 1> pixels(x + a.offset[row], pitch);
+    Vec<T> w[S];
     CONVGRAD_UNROLL
-    for (int m = 0; m < M; ++m) acc[m][0] += w * load(pixels.at(m, pitch));
+    for (int t = 0; t < S; ++t) w[t] = load(panel + t * kL);
+    CONVGRAD_UNROLL
+    for (int q = 0; q < M + S - 1; ++q) {
+      const Vec<T> v = load(pixels.at(q, pitch));
+      CONVGRAD_UNROLL
+      for (int t = 0; t < S; ++t)
+        if (q >= t && q - t < M) acc[q - t][0] += w[t] * v;
+    }
   }
   finish<T, 1, M, 1>(a, acc, y);
 }
@@ -229,30 +254,29 @@ template <class T, int P, int S, int... I>
 constexpr Kernels<T> slides(std::integer_sequence<int, I...>) {
   return {sizeof...(I), {slide<T, P, S, I + 1>...}};
 }
-template <class T, int... I>
+template <class T, int S, int... I>
 constexpr Kernels<T> depthwises(std::integer_sequence<int, I...>) {
-  return {sizeof...(I), {depthwise<T, I + 1>...}};
+  return {sizeof...(I), {depthwise<T, S, I + 1>...}};
 }
-template <int N>
-using UpTo = std::make_integer_sequence<int, N>;
 
 // Accumulators, weights and what is broadcast must stay in registers. Of 16: 12 and 2 weights, or
 // 11 and 3 (gcc 12 keeps the twelfth in memory).
 #if defined(__AVX512F__)
-constexpr int kTile1Most = 16, kTile2Most = 12, kSlide3Most = 16, kSlide5Most = 16;
+constexpr int most_tiles(int vectors) { return vectors == 1 ? 16 : 24 / vectors; }
+constexpr int most_slides(int) { return 16; }
 #else
-constexpr int kTile1Most = 12, kTile2Most = 6, kSlide3Most = 11, kSlide5Most = 10;
+constexpr int most_tiles(int vectors) { return vectors == 3 ? 3 : 12 / vectors; }
+constexpr int most_slides(int taps) {
+  return taps == 1 ? 12 : taps == 2 ? 12 : taps == 3 ? 11 : 10;
+}
 #endif
-template <class T, int P>
-constexpr Kernels<T> kTile1 = tiles<T, P, 1>(UpTo<kTile1Most>{});
-template <class T>
-constexpr Kernels<T> kTile2 = tiles<T, 1, 2>(UpTo<kTile2Most>{});
-template <class T, int P>
-constexpr Kernels<T> kSlide3 = slides<T, P, 3>(UpTo<kSlide3Most>{});
-template <class T, int P>
-constexpr Kernels<T> kSlide5 = slides<T, P, 5>(UpTo<kSlide5Most>{});
-template <class T>
-constexpr Kernels<T> kDepthwise = depthwises<T>(UpTo<8>{});
+template <class T, int P, int V>
+constexpr Kernels<T> kTile = tiles<T, P, V>(std::make_integer_sequence<int, most_tiles(V)>{});
+template <class T, int P, int S>
+constexpr Kernels<T> kSlide = slides<T, P, S>(std::make_integer_sequence<int, most_slides(S)>{});
+template <class T, int S>
+constexpr Kernels<T> kDepthwise =
+    depthwises<T, S>(std::make_integer_sequence<int, most_slides(S)>{});
 
 }  // namespace
 }  // namespace convgrad::cpu

@@ -23,9 +23,9 @@ struct Plan {
   Pass pass;
   Method method;
   bool in_place;
-  int64_t slide_taps;       // S of the sliding kernel, else 1
+  int64_t slide_taps;       // S of a sliding kernel, else 1
   int64_t rows, run;        // rows of taps, steps per row
-  int64_t pixels;           // P, pixels per vector: 2 where the channels fill half of one,
+  int64_t pixels;           // P, pixels per vector: 2 where the channels fill 1/2 or 3/2 of one,
   int pair_axis;            // then from the first and the second half of the box on this axis
   int64_t block_c, blocks;  // output channels per block, of block_c * pixels lanes
   int64_t box[3], boxes[3], extent[3];  // extent: of the src as read
@@ -48,7 +48,7 @@ struct Plan {
 
 constexpr bool can_slide(const Pass& p) {
   const Axis& w = p.axis[2];
-  return (w.taps == 3 || w.taps == 5) && w.tap_step == 1 && w.src_step == 1;
+  return (w.taps == 2 || w.taps == 3 || w.taps == 5) && w.tap_step == 1 && w.src_step == 1;
 }
 constexpr bool can_depthwise(const Pass& p) { return p.groups > 1 && p.src_c == 1 && p.dst_c == 1; }
 
@@ -94,19 +94,22 @@ Plan make_plan(const Pass& pass, Method method) {
   }
   const Axis* a = p.axis;
   const bool depthwise = method == Method::kDepthwise;
-  const bool pairs = !depthwise && 2 * p.dst_c <= kLanes<T> && p.taps() * p.src_c <= kTermBlock;
+  const int64_t half = kLanes<T> / 2, halves = ceil_div(p.dst_c, half);
+  const bool pairs =
+      p.taps() * p.src_c <= kTermBlock &&
+      ((halves == 1 && !depthwise) || (halves == 3 && method == Method::kTile && p.taps() > 1));
   plan.pixels = pairs ? 2 : 1;
   plan.in_place = !p.padded() && plan.pixels == 1 &&
                   (depthwise ? p.src_c % kLanes<T> == 0 : p.groups == 1 || p.src_c >= 8);
-  plan.slide_taps = method == Method::kSlide ? a[2].taps : 1;
+  plan.slide_taps = method == Method::kSlide || (depthwise && can_slide(p)) ? a[2].taps : 1;
   const bool joined = (a[2].tap_step == 1 || a[2].taps == 1) && (p.groups == 1 || !plan.in_place);
   plan.rows = a[0].taps * a[1].taps;
   plan.run = depthwise ? 1 : p.src_c;
   if (method == Method::kTile && joined)
     plan.run *= a[2].taps;
-  else if (method != Method::kSlide)
+  else if (plan.slide_taps == 1)
     plan.rows *= a[2].taps;
-  plan.block_c = (method == Method::kTile && plan.pixels == 1 ? 2 : 1) * kLanes<T> / plan.pixels;
+  plan.block_c = pairs ? halves * half : (method == Method::kTile ? 2 : 1) * kLanes<T>;
   plan.blocks = ceil_div(p.dst_c, plan.block_c);
 
   const int64_t pixel_bytes = max_of(1, p.src_c) * static_cast<int64_t>(sizeof(T));
@@ -139,23 +142,34 @@ bool is_bounded(const Pass& p) {
   return bytes <= kMaxScratch;
 }
 
-// ---- the workspace: offsets, bias, panels, scratch per thread ----
+// ---- the workspace of passes that run at once: of each, offsets, bias and panels; then scratch
+// per thread ----
 
+constexpr int kMostPasses = 8;
 constexpr int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 struct WorkspaceMap {
-  int64_t bias, panels, scratch, scratch_bytes, total;  // offsets in bytes
+  int64_t bias, panels, end, scratch;  // offsets in a pass's part, and bytes of scratch
 };
 template <class T>
-WorkspaceMap map_workspace(const Plan& plan, int threads) {
+WorkspaceMap map_workspace(const Plan& plan) {
   constexpr int64_t kSize = sizeof(T);
   WorkspaceMap map;
   map.bias = aligned(plan.rows * static_cast<int64_t>(sizeof(int64_t)));
   map.panels = map.bias + aligned(plan.pass.groups * plan.blocks * plan.block_lanes() * kSize);
-  map.scratch = map.panels + aligned(plan.pass.groups * plan.panel_size() * kSize);
-  map.scratch_bytes = aligned(plan.scratch * kSize) + 64;  // threads do not share a cache line
-  map.total = map.scratch + threads * map.scratch_bytes;
+  map.end = map.panels + aligned(plan.pass.groups * plan.panel_size() * kSize);
+  map.scratch = aligned(plan.scratch * kSize) + 64;  // threads do not share a cache line
   return map;
+}
+template <class T>
+int64_t direct_workspace(const Plan* plans, int count, int threads) {
+  int64_t bytes = 0, scratch = 0;
+  for (int i = 0; i < count; ++i) {
+    const WorkspaceMap map = map_workspace<T>(plans[i]);
+    bytes += map.end;
+    scratch = max_of(scratch, map.scratch);
+  }
+  return bytes + threads * scratch;
 }
 
 }  // namespace
