@@ -15,6 +15,7 @@
 #include "conv_plan.h"
 #include "conv_winograd_gemm.h"
 #include "conv_winograd_transform.h"
+#include "gemm.h"
 #include "parallel.h"
 
 namespace convgrad::cpu {
@@ -23,7 +24,8 @@ namespace {
 constexpr int64_t kMaxWinogradWeights = 16 << 20;  // elements, transformed
 constexpr int64_t kWinogradBytes = 384 << 10;      // of a block in both domains: stays in L2
 constexpr int64_t kMaxDepthTaps = 7;
-constexpr int64_t kMinTiles = 24, kMaxTiles = 64;  // per block
+constexpr int64_t kWeightDepth = 32;  // input channels of the weights that are one item
+constexpr int64_t kMinTiles = 24, kMaxTiles = 48;  // per block
 
 // An item is a block of tiles, numbered through all images, and a range of output slices. It goes
 // through the range by steps of one slice, or of two, which then share the vectors of a product
@@ -38,10 +40,11 @@ struct WinogradPlan {
   int64_t pair, slots;             // output slices, and slices of the ring, per step
   int64_t width;                   // channels of a row of products: pair * dst_c in whole vectors
   int64_t u_next, v_next, m_next;  // elements from one frequency to the next
-  int64_t u_size, slot, m_size, edge;  // elements: weights; per thread: slot, products, edge tile
+  int64_t u_size, zeros;           // elements: weights, a row of zeros
+  int64_t slot, m_size;            // elements per thread: a slot, products
 
   constexpr int64_t items() const { return blocks * ranges; }
-  constexpr int64_t scratch() const { return slots * slot + m_size + edge; }
+  constexpr int64_t scratch() const { return slots * slot + m_size; }
 };
 
 constexpr bool is_unit_stride(const Axis& a) {
@@ -101,13 +104,13 @@ WinogradPlan plan_winograd(const Pass& p) {
   plan.u_size = kFrequencies * plan.u_next;
   plan.slot = kFrequencies * plan.v_next;
   plan.m_size = kFrequencies * plan.m_next;
-  plan.edge = spaced(kTileIn * kTileIn * p.src_c);
+  plan.zeros = spaced(kTileIn * p.src_c);
   return plan;
 }
 
 template <class T>
 int64_t winograd_workspace(const WinogradPlan& plan, int threads) {
-  return (plan.u_size + threads * plan.scratch()) * static_cast<int64_t>(sizeof(T));
+  return (plan.u_size + plan.zeros + threads * plan.scratch()) * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
@@ -115,7 +118,7 @@ struct WinogradCall {
   WinogradPlan plan;
   const T *src, *w;
   Epilogue<T> epilogue;
-  T *dst, *u, *scratch;
+  T *dst, *u, *zeros, *scratch;  // zeros: a row of pixels under a tile
 };
 
 // Calls block(W, c) for blocks of the c channels; one may be done twice.
@@ -138,30 +141,45 @@ int64_t panel_vectors(const WinogradPlan& plan, int64_t first) {
   return min_of(2, plan.width / kLanes<T> - first);
 }
 
-// One vector of output channels of u, for one slice of the ring: lanes of tap slice - q, q being
-// the slice of the pair a lane belongs to.
+// w of one tap, `lanes` output channels and `depth` input channels, to u[c * width + lane].
 template <class T>
-void transform_weights(const WinogradCall<T>& call, int64_t vector, int64_t slice) {
-  constexpr int L = kLanes<T>;
+void pack_weights(const Pass& p, const T* w, int64_t lanes, int64_t depth, int64_t width, T* u) {
+  int64_t lane = 0;
+  if (p.w_src == 1)  // each output channel's weights lie together
+    for (; lane + 4 <= lanes; lane += 4)
+      pack_four_rows(w + lane * p.w_dst, p.w_dst, depth, width, u + lane);
+  for (int64_t c = 0; c < depth; ++c)
+    for (int64_t l = lane; l < lanes; ++l) u[c * width + l] = w[c * p.w_src + l * p.w_dst];
+}
+
+// Input channels [c, c + depth) of one vector of output channels and one slice of the ring: first
+// the 9 taps, to the places of frequencies 0 to 8, then all frequencies in place. The lanes of the
+// slice q of a pair have tap slice - q.
+template <class T>
+void transform_weights(const WinogradCall<T>& call, int64_t vector, int64_t slice, int64_t c,
+                       int64_t depth) {
+  constexpr int64_t L = kLanes<T>;
   const WinogradPlan& plan = call.plan;
   const Pass& p = plan.pass;
-  const T* from[L];
-  for (int l = 0; l < L; ++l) {
-    const int64_t lane = vector * L + l, q = lane / p.dst_c, tap = slice - q;
-    const bool used = q < plan.pair && tap >= 0 && tap < p.axis[0].taps;
-    from[l] = used ? call.w + lane % p.dst_c * p.w_dst + p.w_offset(tap, 0, 0) : nullptr;
-  }
-  int64_t offset[9];
-  for (int t = 0; t < 9; ++t) offset[t] = p.w_offset(0, t / 3, t % 3) - p.w_offset(0, 0, 0);
   const int64_t first = vector / 2 * 2, width = panel_vectors<T>(plan, first) * L;
-  T* u = call.u + first * L * plan.slots * p.src_c + slice * p.src_c * width + (vector - first) * L;
-  for (int64_t c = 0; c < p.src_c; ++c, u += width) {
-    Vec<T> g[9];
-    for (int t = 0; t < 9; ++t) {
-      T lanes[L];
-      for (int l = 0; l < L; ++l) lanes[l] = from[l] ? from[l][offset[t] + c * p.w_src] : T(0);
-      g[t] = load(lanes);
+  T* u = call.u + first * L * plan.slots * p.src_c + (slice * p.src_c + c) * width +
+         (vector - first) * L;
+  for (int64_t t = 0; t < 9; ++t) {
+    T* plane = u + t * plan.u_next;
+    for (int64_t i = 0; i < depth; ++i) store(plane + i * width, Vec<T>{});
+    for (int64_t q = 0; q < plan.pair; ++q) {
+      const int64_t tap = slice - q, from = max_of(q * p.dst_c, vector * L);
+      const int64_t lanes = min_of((q + 1) * p.dst_c, (vector + 1) * L) - from;
+      if (tap < 0 || tap >= p.axis[0].taps || lanes <= 0) continue;
+      const T* w =
+          call.w + p.w_offset(tap, t / 3, t % 3) + c * p.w_src + (from - q * p.dst_c) * p.w_dst;
+      pack_weights(p, w, lanes, depth, width, plane + from - vector * L);
     }
+  }
+  for (int64_t i = 0; i < depth; ++i, u += width) {
+    Vec<T> g[9];
+    CONVGRAD_UNROLL
+    for (int t = 0; t < 9; ++t) g[t] = load(u + t * plan.u_next);
     transform_weight<T, L>(g, u, plan.u_next);
   }
 }
@@ -184,42 +202,38 @@ inline void next_tile(const WinogradPlan& plan, TileAt& at) {
   ++at.n;
 }
 
-// The 6x6 pixels from row h and column w of a slice, zeros where that is outside.
+// The pixels of a slice from row y and column x on; rows outside are the call's zeros.
 template <class T>
-void copy_edge(const Pass& p, const T* slice, int64_t h, int64_t w, T* out) {
-  const int64_t c = p.src_c;
-  const int64_t from = min_of(kTileIn, max_of(0, -w));
-  const int64_t to = max_of(from, min_of(kTileIn, p.axis[2].src - w));
-  const auto bytes = [&](int64_t pixels) { return static_cast<size_t>(pixels * c) * sizeof(T); };
-  for (int64_t i = 0; i < kTileIn; ++i, out += kTileIn * c) {
-    if (h + i < 0 || h + i >= p.axis[1].src || from == to) {
-      __builtin_memset(out, 0, bytes(kTileIn));
-      continue;
-    }
-    __builtin_memset(out, 0, bytes(from));
-    __builtin_memcpy(out + from * c, slice + ((h + i) * p.axis[2].src + w + from) * c,
-                     bytes(to - from));
-    __builtin_memset(out + to * c, 0, bytes(kTileIn - to));
+InputTile<T> input_tile(const WinogradCall<T>& call, const T* slice, int64_t y, int64_t x) {
+  const Axis &h = call.plan.pass.axis[1], &w = call.plan.pass.axis[2];
+  InputTile<T> tile;
+  tile.col = call.plan.pass.src_c;
+  tile.from = max_of(0, -x);
+  tile.to = min_of(kTileIn, w.src - x);
+  for (int64_t i = 0; i < kTileIn; ++i) {
+    const bool inside = y + i >= 0 && y + i < h.src;
+    tile.rows[i] = inside ? slice + ((y + i) * w.src + x) * tile.col : call.zeros;
   }
+  return tile;
 }
 
 // `count` tiles of one slice of src, to a slot of v.
 template <class T>
-void transform_slice(const WinogradCall<T>& call, TileAt at, int64_t count, int64_t d, T* v,
-                     T* edge) {
+void transform_slice(const WinogradCall<T>& call, TileAt at, int64_t count, int64_t d, T* v) {
   const WinogradPlan& plan = call.plan;
-  const Pass& p = plan.pass;
-  const Axis *a = p.axis, &h = a[1], &w = a[2];
-  const int64_t c = p.src_c;
+  const Axis *a = plan.pass.axis, &h = a[1], &w = a[2];
+  const int64_t c = plan.pass.src_c;
   for (int64_t t = 0; t < count; ++t, next_tile(plan, at), v += c) {
     const T* slice = call.src + (at.n * a[0].src + d) * h.src * w.src * c;
-    const int64_t y = h.src_first + kTileOut * at.i, x = w.src_first + kTileOut * at.j;
-    const bool inside = y >= 0 && y + kTileIn <= h.src && x >= 0 && x + kTileIn <= w.src;
-    if (!inside) copy_edge(p, slice, y, x, edge);
-    const T* from = inside ? slice + (y * w.src + x) * c : edge;
-    const int64_t row = (inside ? w.src : kTileIn) * c;
+    const InputTile<T> tile =
+        input_tile(call, slice, h.src_first + kTileOut * at.i, w.src_first + kTileOut * at.j);
+    const bool whole = tile.from == 0 && tile.to == kTileIn;
     for_channel_blocks<T>(c, [&](auto width, int64_t k) {
-      transform_input<T, width.value>(from + k, row, c, v + k, plan.v_next);
+      constexpr int W = width.value;
+      if (whole)
+        transform_input<T, W, true>(tile, k, v + k, plan.v_next);
+      else
+        transform_input<T, W, false>(tile, k, v + k, plan.v_next);
     });
   }
 }
@@ -280,7 +294,6 @@ void run_winograd_item(const WinogradCall<T>& call, int64_t item, int thread) {
   const Axis& d = plan.pass.axis[0];
   T* v = call.scratch + thread * plan.scratch();
   T* m = v + plan.slots * plan.slot;
-  T* edge = m + plan.m_size;
   const int64_t block = item % plan.blocks * plan.block;
   const int64_t tiles = min_of(plan.block, plan.count - block);
   const int64_t begin = item / plan.blocks * plan.depth, end = min_of(begin + plan.depth, d.count);
@@ -293,7 +306,7 @@ void run_winograd_item(const WinogradCall<T>& call, int64_t item, int thread) {
     const int64_t to = max_of(from, min_of(plan.slots, d.src - src));
     for (filled = max_of(filled, seen + from); filled < seen + to; ++filled)
       transform_slice(call, at, tiles, d.src_first + begin + filled,
-                      v + filled % plan.slots * plan.slot, edge);
+                      v + filled % plan.slots * plan.slot);
     multiply_slices(plan, tiles, seen % plan.slots, from, to, v, call.u, m);
     for (int64_t q = 0; q < plan.pair && z + q < end; ++q)
       write_slice(call, at, tiles, z + q, m + q * plan.pass.dst_c);
@@ -311,10 +324,15 @@ void run_winograd(const Exec& exec, const Pass& p, const T* src, const T* w,
   call.epilogue = epilogue;
   call.dst = dst;
   call.u = static_cast<T*>(exec.workspace);
-  call.scratch = call.u + plan.u_size;
-  const int64_t vectors = plan.width / kLanes<T>;
-  parallel_for(exec, vectors * plan.slots, plan.u_size,
-               [&](int64_t i, int) { transform_weights(call, i % vectors, i / vectors); });
+  call.zeros = call.u + plan.u_size;
+  call.scratch = call.zeros + plan.zeros;
+  __builtin_memset(call.zeros, 0, static_cast<size_t>(plan.zeros) * sizeof(T));
+  const int64_t vectors = plan.width / kLanes<T>, cuts = ceil_div(p.src_c, kWeightDepth);
+  parallel_for(exec, vectors * plan.slots * cuts, plan.u_size, [&](int64_t i, int) {
+    const int64_t c = i % cuts * kWeightDepth;
+    transform_weights(call, i / cuts % vectors, i / cuts / vectors, c,
+                      min_of(kWeightDepth, p.src_c - c));
+  });
   parallel_for(exec, plan.items(), p.macs() / kLanes<T>,
                [&](int64_t item, int thread) { run_winograd_item(call, item, thread); });
 }

@@ -21,6 +21,7 @@ struct FrequencyArgs {
 template <class T, int M, int V>
 void multiply(const FrequencyArgs& a, const T* v, const T* u, T* m) {
   constexpr int kL = kLanes<T>;
+  const int64_t width = a.width;
   for (int64_t f = 0; f < a.frequencies; ++f, v += a.v_next, u += a.u_next, m += a.m_next) {
     Vec<T> acc[M][V] = {};
     const T* panel = u;
@@ -39,9 +40,10 @@ void multiply(const FrequencyArgs& a, const T* v, const T* u, T* m) {
         }
       }
     }
+    T* out = m;
     CONVGRAD_UNROLL
-    for (int t = 0; t < M; ++t) CONVGRAD_UNROLL
-    for (int j = 0; j < V; ++j) store(m + t * a.width + j * kL, acc[t][j]);
+    for (int t = 0; t < M; ++t, out += width) CONVGRAD_UNROLL
+    for (int j = 0; j < V; ++j) store(out + j * kL, acc[t][j]);
   }
 }
 

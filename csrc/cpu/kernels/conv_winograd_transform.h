@@ -15,6 +15,14 @@ namespace {
 
 constexpr int kTileOut = 4, kTileIn = 6, kFrequencies = 36;
 
+// The same number or pointer, of which the compiler knows nothing: otherwise it computes all 36
+// addresses of a tile ahead, and keeps them in memory.
+template <class V>
+inline __attribute__((always_inline)) V opaque(V v) {
+  asm("" : "+r"(v));
+  return v;
+}
+
 // ---- weights ----
 
 // The rows of G are (1 0 0), (1 1 1), (1 -1 1), (1 2 4), (1 -2 4), (0 0 1) times these.
@@ -46,9 +54,8 @@ inline void transform_weight(const Lanes<T, W> (&g)[9], T* u, int64_t pitch) {
   for (int i = 0; i < 6; ++i) {
     expand_weight(rows[i][0], rows[i][1], rows[i][2], row);
     CONVGRAD_UNROLL
-    for (int j = 0; j < 6; ++j)
-      put<T, W>(u + (6 * i + j) * pitch,
-                row[j] * static_cast<T>(kWeightScale[i] * kWeightScale[j]));
+    for (int j = 0; j < 6; ++j, u = opaque(u + pitch))
+      put<T, W>(u, row[j] * static_cast<T>(kWeightScale[i] * kWeightScale[j]));
   }
 }
 
@@ -82,34 +89,47 @@ inline __attribute__((always_inline)) void put_input_row(const Lanes<T, W> (&d)[
   input_pair<InputRows::k12>(d, &out[1], &out[2]);
   input_pair<InputRows::k34>(d, &out[3], &out[4]);
   CONVGRAD_UNROLL
-  for (int j = 0; j < 6; ++j) put<T, W>(v + j * pitch, out[j]);
+  for (int j = 0; j < 6; ++j, v = opaque(v + pitch)) put<T, W>(v, out[j]);
 }
 
-// Two rows of B^T d B. The inputs are loaded anew for each pair of rows: 84 loads in all, but no
-// more registers than there are.
-template <class T, int W, InputRows R>
-inline __attribute__((always_inline)) void transform_input_rows(const T* x, int64_t row,
-                                                                int64_t col, T* v, int64_t pitch) {
+// The 6x6 pixels under a tile: rows of them, `col` elements from one to the next, of which those
+// outside [from, to) are zeros and not read.
+template <class T>
+struct InputTile {
+  const T* rows[6];
+  int64_t col, from, to;
+};
+
+// Two rows of B^T d B of the channels from c on. The inputs are loaded anew for each pair of rows:
+// 84 loads in all, but no more registers than there are.
+template <class T, int W, InputRows R, bool Whole>
+inline __attribute__((always_inline)) void transform_input_rows(const InputTile<T>& x, int64_t c,
+                                                                T* v, int64_t pitch) {
   constexpr int kFirst = R == InputRows::k05 ? 0 : R == InputRows::k12 ? 1 : 3;
   constexpr int kSecond = R == InputRows::k05 ? 5 : kFirst + 1;
+  const T* rows[6];
+  CONVGRAD_UNROLL
+  for (int i = 0; i < 6; ++i) rows[i] = opaque(x.rows[i]);
   Lanes<T, W> a[6], b[6];
   CONVGRAD_UNROLL
-  for (int j = 0; j < 6; ++j) {
+  for (int j = 0; j < 6; ++j, c = opaque(c + x.col)) {
+    a[j] = b[j] = Lanes<T, W>{};
+    if (!Whole && (j < x.from || j >= x.to)) continue;
     Lanes<T, W> d[6];
     CONVGRAD_UNROLL
-    for (int i = 0; i < 6; ++i) d[i] = get<T, W>(x + i * row + j * col);
+    for (int i = 0; i < 6; ++i) d[i] = get<T, W>(rows[i] + c);
     input_pair<R>(d, &a[j], &b[j]);
   }
   put_input_row<T, W>(a, v + 6 * kFirst * pitch, pitch);
   put_input_row<T, W>(b, v + 6 * kSecond * pitch, pitch);
 }
 
-// B^T d B of the 6x6 pixels at x, to v[frequency * pitch].
-template <class T, int W>
-inline void transform_input(const T* x, int64_t row, int64_t col, T* v, int64_t pitch) {
-  transform_input_rows<T, W, InputRows::k05>(x, row, col, v, pitch);
-  transform_input_rows<T, W, InputRows::k12>(x, row, col, v, pitch);
-  transform_input_rows<T, W, InputRows::k34>(x, row, col, v, pitch);
+// B^T d B of W channels from c on, to v[frequency * pitch].
+template <class T, int W, bool Whole>
+void transform_input(const InputTile<T>& x, int64_t c, T* v, int64_t pitch) {
+  transform_input_rows<T, W, InputRows::k05, Whole>(x, c, v, pitch);
+  transform_input_rows<T, W, InputRows::k12, Whole>(x, c, v, pitch);
+  transform_input_rows<T, W, InputRows::k34, Whole>(x, c, v, pitch);
 }
 
 // ---- outputs ----
@@ -159,12 +179,16 @@ inline __attribute__((always_inline)) void transform_output_rows(const T* m, int
                                                                  const OutputTile<T>& to,
                                                                  Lanes<T, W> bias,
                                                                  Lanes<T, W> floor) {
-  Lanes<T, W> a[6], b[6];
+  const T* rows[6];
   CONVGRAD_UNROLL
-  for (int j = 0; j < 6; ++j) {
+  for (int i = 0; i < 6; ++i) rows[i] = opaque(m + 6 * i * pitch);
+  Lanes<T, W> a[6], b[6];
+  int64_t at = 0;
+  CONVGRAD_UNROLL
+  for (int j = 0; j < 6; ++j, at = opaque(at + pitch)) {
     Lanes<T, W> column[6];
     CONVGRAD_UNROLL
-    for (int i = 0; i < 6; ++i) column[i] = get<T, W>(m + (6 * i + j) * pitch);
+    for (int i = 0; i < 6; ++i) column[i] = get<T, W>(rows[i] + at);
     output_pair<Odd>(column, &a[j], &b[j]);
   }
   constexpr int kFirst = Odd ? 1 : 0;
