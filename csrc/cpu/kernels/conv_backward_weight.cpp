@@ -3,6 +3,7 @@
 
 #include "column_sum.h"
 #include "conv_backward_weight_kernels.h"
+#include "conv_backward_weight_winograd.h"
 #include "gemm.h"
 
 namespace convgrad::cpu {
@@ -382,9 +383,34 @@ inline GemmShape product_shape(const ConvShape& s) {
   return {s.out_c, s.taps() * s.in_c, s.n, true, false};
 }
 
+// ---- the ops ----
+
+enum class DwMethod { kDirect, kProduct, kWinograd };
+
+template <class T>
+DwMethod choose_method(const ConvShape& s) {
+  if (is_product(s)) return DwMethod::kProduct;
+  if (sizeof(T) == sizeof(float) && !s.exact && can_winograd(forward_pass(s)) &&
+      (s.algorithm == ConvAlgorithm::kWinograd ||
+       (s.algorithm == ConvAlgorithm::kAuto && min_of(s.in_c, s.out_c) >= 16)))
+    return DwMethod::kWinograd;
+  return DwMethod::kDirect;
+}
+
+// dw and db from the chunks' sums.
+template <class T>
+void finish_chunks(const Exec& exec, const DwPlan& p, const T* sums, T* dw, T* db) {
+  parallel_for(exec, p.units(), p.chunks * p.partial,
+               [&](int64_t unit, int) { add_chunks(p, unit, sums, dw); });
+  if (db) add_bias_chunks(p, sums, db);
+}
+
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
-  if (is_product(s))
+  const DwMethod method = choose_method<T>(s);
+  if (method == DwMethod::kWinograd)
+    return winograd_backward_weight_workspace<T>(plan_winograd_backward_weight<T>(s), threads);
+  if (method == DwMethod::kProduct)
     return max_of(packed_gemm_workspace<T>(product_shape(s), threads),
                   column_sum_workspace<T>(s.n, s.out_c, threads));
   const DwPlan p = plan_backward_weight<T>(s);
@@ -394,7 +420,16 @@ int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
 template <class T>
 void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, const T* x, T* dw,
                           T* db) {
-  if (is_product(s)) {
+  const DwMethod method = choose_method<T>(s);
+  if (method == DwMethod::kWinograd) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const WinogradDwPlan p = plan_winograd_backward_weight<T>(s);
+      winograd_backward_weight_sums(exec, s, p, dy, x, db != nullptr);
+      finish_chunks(exec, p.sums, static_cast<const T*>(exec.workspace), dw, db);
+    }
+    return;
+  }
+  if (method == DwMethod::kProduct) {
     packed_gemm(exec, product_shape(s), dy, x, static_cast<const T*>(nullptr), dw);
     if (db) column_sum(exec, s.n, s.out_c, dy, db);
     return;
@@ -408,9 +443,7 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
     backward_weight_item(s, p, chunk, begin, min_of(begin + p.units_per_item, p.units()), x, dy,
                          db != nullptr, sums + chunk * p.partial, scratch + thread * p.scratch);
   });
-  parallel_for(exec, p.units(), p.chunks * p.partial,
-               [&](int64_t unit, int) { add_chunks(p, unit, sums, dw); });
-  if (db) add_bias_chunks(p, sums, db);
+  finish_chunks(exec, p, sums, dw, db);
 }
 
 template <class T>
