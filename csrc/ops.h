@@ -185,9 +185,10 @@ enum class Binary { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum };
 template <class T>
 struct Ops {
   // ---- conv ----
-  // What the two below do with a shape; never kAuto.
+  // What the three below do with a shape; never kAuto.
   ConvAlgorithm (*conv_forward_algorithm)(const ConvShape&);
   ConvAlgorithm (*conv_backward_input_algorithm)(const ConvShape&);
+  ConvAlgorithm (*conv_backward_weight_algorithm)(const ConvShape&);
   // y = epilogue(x * w). x (n, in, c), w (k, taps, c / groups), y (n, out, k).
   int64_t (*conv_forward_workspace)(const ConvShape&, int threads);
   void (*conv_forward)(const Exec&, const ConvShape&, const T* x, const T* w, const Epilogue<T>&,

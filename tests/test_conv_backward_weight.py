@@ -20,7 +20,9 @@ def case(n, c, k, size, kernel, stride=1, padding=0, dilation=1, groups=1):
     return (n, c, k, size, kernel, stride, padding, dilation, groups)
 
 
-# Which kernel a shape takes is plan_backward_weight's choice: each group names one.
+ALGORITHMS = ["tile", "slide", "depthwise", "winograd", "product"]
+
+# By the algorithm that each takes on its own.
 CASES = {
     # sliding: width 3 or 5, stride and dilation 1 in the width; at most 8 output channels go two
     # rows of pixels at a time where vectors have 16 lanes
@@ -62,7 +64,7 @@ CASES = {
     "tile pointwise stride 2": case(3, 16, 20, (6, 7), (1, 1), 2),
     "tile pointwise padded": case(2, 3, 8, (4, 5), (1, 1), padding=1),
     "tile groups": case(2, 6, 20, (6, 7), (3, 3), 2, 1, groups=2),
-    "tile two k blocks": case(2, 3, 40, (6, 7), (5, 5), padding=2),
+    "tile two k blocks": case(2, 3, 40, (6, 7), (4, 4), padding=2),
     # depthwise
     "depthwise": case(2, 16, 16, (7, 8), (3, 3), padding=1, groups=16),
     "depthwise tail": case(2, 11, 11, (7, 8), (3, 3), 2, 1, groups=11),
@@ -75,6 +77,14 @@ CASES = {
     # a matrix product
     "product whole input": case(9, 3, 7, (4, 5), (4, 5)),
     "product line": case(4, 1, 1, (9,), (9,)),
+    # Winograd: 3x3 taps at stride 1, enough channels and pixels
+    "winograd": case(3, 16, 16, (12, 12), (3, 3), padding=1),
+    "winograd ragged tiles, unpadded": case(2, 17, 20, (15, 17), (3, 3)),
+    "winograd many tiles": case(9, 10, 40, (18, 20), (3, 3), padding=1),
+    "winograd wide padding": case(1, 16, 33, (13, 14), (3, 3), padding=(3, 5)),
+    "winograd volume": case(1, 9, 16, (5, 8, 8), (3, 3, 3), padding=1),
+    "winograd volume, ranges of slices": case(1, 8, 10, (11, 20, 12), (3, 3, 3), padding=(0, 1, 1)),
+    "winograd volume, two depth taps": case(2, 8, 16, (6, 8, 8), (2, 3, 3), padding=(1, 1, 1)),
     # nothing
     "no images": case(0, 4, 8, (5, 5), (3, 3), padding=1),
     "no images, product": case(0, 4, 8, (5, 5), (5, 5)),
@@ -91,6 +101,20 @@ def arrays(shape, fill):
     return fill((n, k, *out)), fill((n, c, *size)), (k, c // groups, *kernel)
 
 
+@pytest.fixture
+def algorithm(request):
+    _cpu.force_conv_algorithm(request.param)
+    yield request.param
+    _cpu.force_conv_algorithm("auto")
+    _cpu.set_exact_algorithms(False)
+
+
+def algorithm_of(shape):
+    n, c, k, size, kernel, *arguments, groups = shape
+    x_shape, w_shape = (n, c, *size), (k, c // groups, *kernel)
+    return _cpu.conv_algorithm(x_shape, w_shape, *arguments, groups, "backward_weight")
+
+
 def run(shape, dy, x, w_shape, with_bias=True):
     return _cpu.conv_backward_weight(dy, x, w_shape, *shape[5:], with_bias)
 
@@ -103,6 +127,7 @@ QUICK = {
     "tile stride 2",
     "depthwise tail",
     "product whole input",
+    "winograd volume",
 }
 
 
@@ -117,6 +142,56 @@ def test_is_exact_on_integers(name, dtype):
     for got, exact in zip(run(shape, dy, x, w_shape), oracle(dy, x, w_shape, *shape[5:])):
         assert got.shape == exact.shape and got.dtype == dtype
         np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("no ")])
+def test_algorithm_of_a_shape(name):
+    assert algorithm_of(CASES[name]) == name.split()[0].strip(",")
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS, indirect=True)
+def test_each_algorithm_is_exact_on_integers(name, algorithm):
+    """Where an algorithm does not support the shape, the one it falls back to is."""
+    shape = CASES[name]
+    dy, x, w_shape = arrays(shape, lambda s: integers(np.random.default_rng(1), s))
+    for got, exact in zip(run(shape, dy, x, w_shape), oracle(dy, x, w_shape, *shape[5:])):
+        np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize(
+    "algorithm, name, used",
+    [
+        ("generic", "tile stride 2", "tile"),  # there is none
+        ("tile", "slide volume", "tile"),
+        ("tile", "depthwise", "tile"),
+        ("tile", "product line", "tile"),
+        ("slide", "winograd", "slide"),
+        ("slide", "tile stride 2", "tile"),
+        ("depthwise", "tile groups", "tile"),
+        ("winograd", "slide two channels", "winograd"),
+        ("winograd", "slide volume", "winograd"),
+        ("winograd", "slide groups", "slide"),
+        ("winograd", "tile stride 2", "tile"),
+        ("winograd", "slide five wide", "slide"),
+        ("product", "tile pointwise", "tile"),
+    ],
+    indirect=["algorithm"],
+)
+def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, name, used):
+    assert algorithm_of(CASES[name]) == used
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "winograd"], indirect=True)
+def test_exact_algorithms(algorithm):
+    assert algorithm_of(CASES["winograd"]) == "winograd"
+    _cpu.set_exact_algorithms(True)
+    assert algorithm_of(CASES["winograd"]) == "slide"
+
+
+def test_unknown_pass():
+    with pytest.raises(ValueError, match=r"\[conv_algorithm\] The pass .* Got 'backward'\."):
+        _cpu.conv_algorithm((1, 1, 4), (1, 1, 3), 1, 0, 1, 1, "backward")
 
 
 def test_without_bias():
@@ -137,8 +212,20 @@ def test_without_bias():
         case(8, 12, 5, (40, 30), (1, 1)),
         case(2, 6, 16, (24, 24), (5, 5), padding=2),
         case(300, 12, 5, (8, 4), (8, 4)),
+        case(3, 16, 24, (30, 33), (3, 3), padding=1),
+        case(1, 16, 16, (13, 14, 16), (3, 3, 3), padding=1),
     ],
-    ids=["slide", "tile", "depthwise", "volume", "pointwise", "slide five wide", "product"],
+    ids=[
+        "slide",
+        "tile",
+        "depthwise",
+        "volume",
+        "pointwise",
+        "slide five wide",
+        "product",
+        "winograd",
+        "winograd volume",
+    ],
 )
 def test_same_bits_for_any_threads(shape):
     rng = np.random.default_rng(2)
@@ -170,6 +257,30 @@ def test_error_of_long_sums(shape):
     plain = np.cumsum(dy, axis=-1, dtype=np.float32)[..., -1] if dy.ndim == 3 else None
     if plain is not None:
         assert_near_float64(db, exact_db, plain.sum(0))
+
+
+# Up to 70,000 terms per sum, whose mean is not zero.
+@pytest.mark.parametrize(
+    "shape",
+    [
+        case(1, 4, 16, (8, 8), (3, 3), padding=1),
+        case(1, 8, 16, (264, 265), (3, 3), padding=1),
+        case(40, 8, 16, (40, 39), (3, 3), padding=1),
+        case(1, 4, 8, (40, 41, 42), (3, 3, 3), padding=1),
+    ],
+    ids=["one image", "large image", "many images", "volume"],
+)
+@pytest.mark.parametrize("algorithm", ["winograd"], indirect=True)
+def test_error_bound_of_winograd(shape, algorithm):
+    assert algorithm_of(shape) == "winograd"
+    rng = np.random.default_rng(3)
+    dy, x, w_shape = arrays(shape, lambda s: rng.standard_normal(s).astype(np.float32))
+    dy += np.float32(0.5)
+    eps = np.finfo(np.float32).eps
+    bounds = (64 * eps, 8 * eps)  # conv_backward_weight_winograd.h; db is a blocked sum
+    exact = oracle(dy, x, w_shape, *shape[5:])
+    for got, want, bound in zip(run(shape, dy, x, w_shape), exact, bounds):
+        assert np.abs(got - want).max() <= bound * np.abs(want).max()
 
 
 def sequential(shape, dy, x, w_shape):

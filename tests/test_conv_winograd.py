@@ -53,6 +53,9 @@ def winograd():
     _cpu.set_exact_algorithms(False)
 
 
+PASSES = ("forward", "backward_input")
+
+
 def assert_within_bound(got, exact, terms):
     """The error that conv_winograd.h states."""
     bound = (32 + 6 * np.sqrt(terms)) * np.finfo(np.float32).eps
@@ -64,7 +67,7 @@ def signs(rng, shape, scale=1):
 
 
 def algorithms(x_shape, w_shape, padding):
-    return [_cpu.conv_algorithm(x_shape, w_shape, 1, padding, 1, 1, back) for back in (False, True)]
+    return [_cpu.conv_algorithm(x_shape, w_shape, 1, padding, 1, 1, name) for name in PASSES]
 
 
 def assert_exact(x_shape, w_shape, padding):
@@ -182,8 +185,8 @@ def test_nan_stays_within_the_tiles_that_see_it():
     ((1, 3000, 4, 4), (3000, 3000, 3, 3), (1, 1, 1, 1)),
 ])  # fmt: skip
 def test_other_shapes_take_other_algorithms(x_shape, w_shape, arguments):
-    for backward in (False, True):
-        assert _cpu.conv_algorithm(x_shape, w_shape, *arguments, backward) != "winograd"
+    for name in PASSES:
+        assert _cpu.conv_algorithm(x_shape, w_shape, *arguments, name) != "winograd"
 
 
 def test_exact_algorithms():

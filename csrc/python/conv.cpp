@@ -8,7 +8,8 @@ namespace {
 
 // ---- the algorithm ----
 
-constexpr const char* kAlgorithms[] = {"auto", "generic", "tile", "slide", "depthwise", "winograd"};
+constexpr const char* kAlgorithms[] = {"auto",      "generic",  "tile",   "slide",
+                                       "depthwise", "winograd", "product"};
 std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};  // for tests and measurements
 std::atomic<bool> exact{false};
 
@@ -18,9 +19,9 @@ void force_conv_algorithm(const std::string& name) {
     forced = static_cast<ConvAlgorithm>(i);
     return;
   }
-  value_error(
-      "force_conv_algorithm",
-      "The name must be auto, generic, tile, slide, depthwise or winograd. Got '" + name + "'.");
+  value_error("force_conv_algorithm",
+              "The name must be auto, generic, tile, slide, depthwise, winograd or product. Got '" +
+                  name + "'.");
 }
 
 // Whether convolutions keep to the algorithms with the error of a plain sum.
@@ -304,10 +305,11 @@ py::object conv_transpose_backward_weight(py::handle dy_, py::handle x_, const p
   return result(dw);
 }
 
-// The name of the algorithm that float32 arrays of these shapes get.
+// The name of the algorithm that float32 arrays of these shapes get in the pass "forward",
+// "backward_input" or "backward_weight".
 const char* conv_algorithm(const py::tuple& x_shape, const py::tuple& w_shape, py::handle stride,
                            py::handle padding, py::handle dilation, int64_t groups,
-                           bool backward_input) {
+                           const std::string& pass) {
   const int spatial = static_cast<int>(w_shape.size()) - 2;
   const char* op = op_name(false, spatial);
   int64_t x[5], w[5];
@@ -315,9 +317,15 @@ const char* conv_algorithm(const py::tuple& x_shape, const py::tuple& w_shape, p
   int_tuple(op, "w_shape", w_shape, spatial + 2, w);
   const ConvShape s =
       make_conv_shape(op, x, w, -1, conv_args(op, spatial, stride, padding, dilation, groups));
-  const ConvAlgorithm algorithm = backward_input ? ops<float>().conv_backward_input_algorithm(s)
-                                                 : ops<float>().conv_forward_algorithm(s);
-  return kAlgorithms[static_cast<int>(algorithm)];
+  const Ops<float>& table = ops<float>();
+  const auto algorithm = pass == "forward"           ? table.conv_forward_algorithm
+                         : pass == "backward_input"  ? table.conv_backward_input_algorithm
+                         : pass == "backward_weight" ? table.conv_backward_weight_algorithm
+                                                     : nullptr;
+  if (!algorithm)
+    value_error("conv_algorithm",
+                "The pass must be forward, backward_input or backward_weight. Got '" + pass + "'.");
+  return kAlgorithms[static_cast<int>(algorithm(s))];
 }
 
 }  // namespace

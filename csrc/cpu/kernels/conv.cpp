@@ -41,6 +41,7 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
     case ConvAlgorithm::kWinograd:
       if (!s.exact && can_winograd(p)) return s.algorithm;
       break;
+    case ConvAlgorithm::kProduct:
     case ConvAlgorithm::kAuto:
       break;
   }

@@ -72,7 +72,7 @@ Strip<T> make_strip(const ConvShape& s, const DwPlan& p, int64_t index, int64_t 
   strip.dy += strip.first_k;
   for (int i = 0; i < 4; ++i) strip.dy += strip.box.lo[i] * strip.dy_step[i];
   const T* dy_end = dy + s.y_size();
-  if (p.kernel != DwKernel::kDepthwise && (p.pack || strip.read_end() > dy_end))
+  if (p.kernel != ConvAlgorithm::kDepthwise && (p.pack || strip.read_end() > dy_end))
     pack_strip(strip, dy_end, scratch);
   return strip;
 }
@@ -289,9 +289,9 @@ void depthwise_unit(const Strip<T>& strip, int64_t kd, int64_t kh, T* sums) {
 template <class T>
 void strip_unit(const Strip<T>& strip, int64_t tap_set, T* sums) {
   const int64_t kd = tap_set / strip.s.ker[1], kh = tap_set % strip.s.ker[1];
-  if (strip.p.kernel == DwKernel::kTile)
+  if (strip.p.kernel == ConvAlgorithm::kTile)
     tile_unit(strip, kd, kh, sums);
-  else if (strip.p.kernel == DwKernel::kDepthwise)
+  else if (strip.p.kernel == ConvAlgorithm::kDepthwise)
     depthwise_unit(strip, kd, kh, sums);
   else if constexpr (sizeof(T) == 4)  // double has the generic kernels alone
     slide_unit(strip, tap_set, sums);
@@ -302,7 +302,7 @@ void strip_bias(const Strip<T>& strip, T* sums) {
   const int64_t tap[3] = {0, 0, 0};
   const Part<T> part = make_part(strip, strip.box, tap);
   constexpr int kHalf = kLanes<T> / 2;
-  const bool whole = strip.p.kernel != DwKernel::kDepthwise || strip.used == kLanes<T>;
+  const bool whole = strip.p.kernel != ConvAlgorithm::kDepthwise || strip.used == kLanes<T>;
   if (strip.p.width == kHalf)
     dw_bias<T, Lanes<T, kHalf>>(part.walk, part.dy, sums);
   else if (whole)
@@ -385,16 +385,34 @@ inline GemmShape product_shape(const ConvShape& s) {
 
 // ---- the ops ----
 
-enum class DwMethod { kDirect, kProduct, kWinograd };
-
 template <class T>
-DwMethod choose_method(const ConvShape& s) {
-  if (is_product(s)) return DwMethod::kProduct;
-  if (sizeof(T) == sizeof(float) && !s.exact && can_winograd(forward_pass(s)) &&
-      (s.algorithm == ConvAlgorithm::kWinograd ||
-       (s.algorithm == ConvAlgorithm::kAuto && min_of(s.in_c, s.out_c) >= 16)))
-    return DwMethod::kWinograd;
-  return DwMethod::kDirect;
+ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
+  constexpr bool kFast = sizeof(T) == sizeof(float);  // double has the generic kernels alone
+  const bool slide = kFast && can_slide_weight(s);
+  const bool winograd = kFast && !s.exact && can_winograd(forward_pass(s));
+  switch (s.algorithm) {
+    case ConvAlgorithm::kTile:
+      return s.algorithm;
+    case ConvAlgorithm::kSlide:
+      if (slide) return s.algorithm;
+      break;
+    case ConvAlgorithm::kDepthwise:
+      if (is_depthwise(s)) return s.algorithm;
+      break;
+    case ConvAlgorithm::kWinograd:
+      if (winograd) return s.algorithm;
+      break;
+    case ConvAlgorithm::kProduct:
+      if (is_product(s)) return s.algorithm;
+      break;
+    case ConvAlgorithm::kGeneric:
+    case ConvAlgorithm::kAuto:
+      break;
+  }
+  if (is_product(s)) return ConvAlgorithm::kProduct;
+  if (is_depthwise(s)) return ConvAlgorithm::kDepthwise;
+  if (winograd && is_winograd_weight_faster<T>(s)) return ConvAlgorithm::kWinograd;
+  return slide ? ConvAlgorithm::kSlide : ConvAlgorithm::kTile;
 }
 
 // dw and db from the chunks' sums.
@@ -407,21 +425,21 @@ void finish_chunks(const Exec& exec, const DwPlan& p, const T* sums, T* dw, T* d
 
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
-  const DwMethod method = choose_method<T>(s);
-  if (method == DwMethod::kWinograd)
+  const ConvAlgorithm algorithm = conv_backward_weight_algorithm<T>(s);
+  if (algorithm == ConvAlgorithm::kWinograd)
     return winograd_backward_weight_workspace<T>(plan_winograd_backward_weight<T>(s), threads);
-  if (method == DwMethod::kProduct)
+  if (algorithm == ConvAlgorithm::kProduct)
     return max_of(packed_gemm_workspace<T>(product_shape(s), threads),
                   column_sum_workspace<T>(s.n, s.out_c, threads));
-  const DwPlan p = plan_backward_weight<T>(s);
+  const DwPlan p = plan_backward_weight<T>(s, algorithm);
   return (p.chunks * p.partial + threads * p.scratch) * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
 void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, const T* x, T* dw,
                           T* db) {
-  const DwMethod method = choose_method<T>(s);
-  if (method == DwMethod::kWinograd) {
+  const ConvAlgorithm algorithm = conv_backward_weight_algorithm<T>(s);
+  if (algorithm == ConvAlgorithm::kWinograd) {
     if constexpr (sizeof(T) == sizeof(float)) {
       const WinogradDwPlan p = plan_winograd_backward_weight<T>(s);
       winograd_backward_weight_sums(exec, s, p, dy, x, db != nullptr);
@@ -429,12 +447,12 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
     }
     return;
   }
-  if (method == DwMethod::kProduct) {
+  if (algorithm == ConvAlgorithm::kProduct) {
     packed_gemm(exec, product_shape(s), dy, x, static_cast<const T*>(nullptr), dw);
     if (db) column_sum(exec, s.n, s.out_c, dy, db);
     return;
   }
-  const DwPlan p = plan_backward_weight<T>(s);
+  const DwPlan p = plan_backward_weight<T>(s, algorithm);
   T* sums = static_cast<T*>(exec.workspace);
   T* scratch = sums + p.chunks * p.partial;
   const int64_t per_chunk = ceil_div(p.units(), p.units_per_item);
@@ -448,6 +466,7 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
 
 template <class T>
 void add(Ops<T>& table) {
+  table.conv_backward_weight_algorithm = conv_backward_weight_algorithm<T>;
   table.conv_backward_weight_workspace = conv_backward_weight_workspace<T>;
   table.conv_backward_weight = conv_backward_weight<T>;
 }

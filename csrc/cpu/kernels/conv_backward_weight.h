@@ -17,14 +17,10 @@
 namespace convgrad::cpu {
 namespace {
 
-enum class DwKernel {
-  kTile,       // any shape: 6 or 12 (tap, c) rows by 2 vectors of k
-  kSlide,      // kernel width 3 or 5, stride and dilation 1 in the width
-  kDepthwise,  // one input and one output channel per group: vectors of channels
-};
-
 struct DwPlan {
-  DwKernel kernel;
+  // kTile: any shape, 6 or 12 (tap, c) rows by 2 vectors of k. kSlide: see can_slide_weight.
+  // kDepthwise: one input and one output channel per group, vectors of channels.
+  ConvAlgorithm kernel;
   int64_t groups, in_c, out_c;  // as the kernel sees them: depthwise is one group, C = 1
   int64_t width, blocks;        // output channels per unit (padded), units per group and tap set
   int64_t rows, tap_sets;       // (tap, c) rows per unit; units per group and block
@@ -119,30 +115,38 @@ inline void plan_chunks(const ConvShape& s, DwPlan& p) {
 template <class T>
 constexpr bool kPairs = sizeof(T) == 4 && kLanes<T> == 16;
 
+inline bool is_depthwise(const ConvShape& s) {
+  return s.groups > 1 && s.group_in_c() == 1 && s.group_out_c() == 1;
+}
+// Kernel width 3 or 5, stride and dilation 1 in the width. With one channel and one row of taps the
+// sliding kernel has too few sums to hide latency.
+inline bool can_slide_weight(const ConvShape& s) {
+  return (s.ker[2] == 3 || s.ker[2] == 5) && s.stride[2] == 1 && s.dil[2] == 1 &&
+         (s.group_in_c() > 1 || s.ker[1] > 1);
+}
+
+// `kernel` is kTile, kSlide or kDepthwise, and supports s.
 template <class T>
-DwPlan plan_backward_weight(const ConvShape& s) {
+DwPlan plan_backward_weight(const ConvShape& s, ConvAlgorithm kernel) {
   constexpr int64_t L = kLanes<T>;
+  const bool tile = kernel == ConvAlgorithm::kTile, slide = kernel == ConvAlgorithm::kSlide,
+             depthwise = kernel == ConvAlgorithm::kDepthwise;
   DwPlan p{};
-  const bool depthwise = s.groups > 1 && s.group_in_c() == 1 && s.group_out_c() == 1;
+  p.kernel = kernel;
   p.groups = depthwise ? 1 : s.groups;
   p.in_c = s.group_in_c();
   p.out_c = depthwise ? s.out_c : s.group_out_c();
-  // With one channel and one row of taps the sliding kernel has too few sums to hide latency.
-  const bool slide = sizeof(T) == 4 && (s.ker[2] == 3 || s.ker[2] == 5) && s.stride[2] == 1 &&
-                     s.dil[2] == 1 && (p.in_c > 1 || s.ker[1] > 1);
-  p.kernel = depthwise ? DwKernel::kDepthwise : slide ? DwKernel::kSlide : DwKernel::kTile;
-  p.width = p.kernel == DwKernel::kTile && p.out_c > L ? 2 * L : L;
+  p.width = tile && p.out_c > L ? 2 * L : L;
   if (kPairs<T> && !depthwise && p.out_c <= L / 2) p.width = L / 2;
   p.blocks = ceil_div(p.out_c, p.width);
-  const bool whole_planes = p.kernel == DwKernel::kSlide && p.in_c == 1;
+  const bool whole_planes = slide && p.in_c == 1;
   p.rows = (whole_planes ? s.ker[1] : 1) * s.ker[2] * p.in_c;
   p.tap_sets = s.ker[0] * (whole_planes ? 1 : s.ker[1]);
   // In place, a pixel's `width` values share cache lines with channels of other blocks, and where
   // the distance between pixels is a power of two, lines evict each other: a copy pays once it is
   // read several times. Strips: what the units of one block read again and again stays in L1.
-  p.pack = p.kernel != DwKernel::kDepthwise && s.out_c * int64_t{sizeof(T)} > 64 &&
-           p.rows * p.tap_sets >= 64;
-  plan_strips(s, p.kernel == DwKernel::kTile ? 128 : p.pack ? 256 : 512, p);
+  p.pack = !depthwise && s.out_c * int64_t{sizeof(T)} > 64 && p.rows * p.tap_sets >= 64;
+  plan_strips(s, tile ? 128 : p.pack ? 256 : 512, p);
   plan_chunks(s, p);
   return p;
 }

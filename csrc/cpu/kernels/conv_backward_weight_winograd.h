@@ -12,8 +12,10 @@
 // frequencies, and puts its own dw into the workspace; the items' are added in order. db is the sum
 // of the frequency (1, 1), which for dy is the plain sum of a tile.
 //
-// Error for normally distributed x and dy: see tests/test_conv_backward_weight.py. NaN and infinity
-// reach all taps of their channels.
+// Error for normally distributed x and dy: max |dw - exact| <= 64 eps max |exact|, whatever the
+// number of pixels (20 to 34 eps measured from 64 to 262144 of them). Small whole numbers give
+// exact results as long as 576 dw and the sums stay below 2^24. NaN and infinity reach all taps of
+// their channels.
 #pragma once
 #include "conv_backward_weight.h"
 #include "conv_backward_weight_kernels.h"
@@ -112,6 +114,18 @@ inline void transform_sums(const T* m, int64_t pitch, T* dw, int64_t row, int64_
 }
 
 // ---- the plan ----
+
+// Whether it beats the direct kernels (measured on AVX2 and AVX-512): whole vectors of output
+// channels, or three slices to each transformed one; tiles of which most is used, and enough of
+// them to pay for the sums' transform.
+template <class T>
+bool is_winograd_weight_faster(const ConvShape& s) {
+  const int64_t used = s.out[1] * s.out[2];
+  const int64_t computed =
+      ceil_div(s.out[1], kTileOut) * ceil_div(s.out[2], kTileOut) * kTileOut * kTileOut;
+  return s.in_c >= 8 && s.out_c >= (s.ker[0] > 1 ? 8 : kLanes<T>) && 4 * used >= 3 * computed &&
+         s.n * s.out_pixels() >= 256;
+}
 
 constexpr int64_t kMinBlock = 16, kMaxBlock = 64;  // tiles summed in registers
 constexpr int64_t kDwBlockBytes = 512 << 10;       // of a block in both domains: stays in L2

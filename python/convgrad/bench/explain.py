@@ -36,12 +36,9 @@ class Convolution:
             self.x_shape, self.w_shape, self.stride, self.padding, self.dilation, self.groups
         )  # fmt: skip
         # What is the forward pass of one is backward_input of the other.
-        computed = [
-            not self.transposed if name == "backward_input" else self.transposed
-            for name in PASSES[:2]
-        ]
-        found = {name: _cpu.conv_algorithm(*args, b) for name, b in zip(PASSES, computed)}
-        return found | {"backward_weight": "-"}
+        other = {"forward": "backward_input", "backward_input": "forward"}
+        computed = [other.get(name, name) if self.transposed else name for name in PASSES]
+        return {name: _cpu.conv_algorithm(*args, b) for name, b in zip(PASSES, computed)}
 
     def __str__(self) -> str:
         kind = "conv_transpose" if self.transposed else "conv"
