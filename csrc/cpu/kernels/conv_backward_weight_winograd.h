@@ -131,7 +131,7 @@ constexpr int64_t kMinBlock = 16, kMaxBlock = 64;  // tiles summed in registers
 constexpr int64_t kDwBlockBytes = 512 << 10;       // of a block in both domains: stays in L2
 
 struct WinogradDwPlan {
-  WinogradPlan tiles;  // pass, tiles, count, block, v_next, slot and edge: of the transform of x
+  WinogradPlan tiles;  // pass, tiles, count, block, v_next, slot and zeros: of the transform of x
   DwPlan sums;         // how the items' dw lie in the workspace; its chunks are the items
   int64_t blocks, blocks_per_item;  // of tiles
   int64_t depth, ranges;            // slices of dy per item
@@ -185,13 +185,15 @@ WinogradDwPlan plan_winograd_backward_weight(const ConvShape& s) {
   p.z_size = kFrequencies * p.z_next;
   p.m_next = spaced(s.in_c * p.width);
   p.m_size = s.ker[0] * kFrequencies * p.m_next;
-  p.edge = spaced(kTileIn * kTileIn * max_of(s.in_c, s.out_c));
+  tiles.zeros = spaced(kTileIn * s.in_c);
+  p.edge = spaced(kTileOut * kTileOut * s.out_c);
   return p;
 }
 
 template <class T>
 int64_t winograd_backward_weight_workspace(const WinogradDwPlan& p, int threads) {
-  return (p.sums.chunks * p.sums.partial + threads * p.scratch()) * static_cast<int64_t>(sizeof(T));
+  return (p.sums.chunks * p.sums.partial + p.tiles.zeros + threads * p.scratch()) *
+         static_cast<int64_t>(sizeof(T));
 }
 
 // ---- an item ----
@@ -202,7 +204,7 @@ struct WinogradDwItem {
   const WinogradDwPlan& p;
   const WinogradCall<T>& x;
   const T* dy;
-  T *v, *z, *m, *edge;  // slots of transformed x, transformed dy, sums, one tile
+  T *v, *z, *m, *edge;  // slots of transformed x, transformed dy, sums, one tile of dy
 };
 
 // The 4x4 pixels from row h and column w of a slice of dy, zeros where that is outside.
@@ -283,7 +285,7 @@ void sum_block(const WinogradDwItem<T>& item, int64_t block, int64_t begin, int6
     const int64_t to = max_of(from, min_of(plan.slots, d.src - src));
     for (filled = max_of(filled, seen + from); filled < seen + to; ++filled)
       transform_slice(item.x, at, count, d.src_first + begin + filled,
-                      item.v + filled % plan.slots * plan.slot, item.edge);
+                      item.v + filled % plan.slots * plan.slot);
     transform_gradient_slice(item, at, count, o);
     if (bias) add_gradient_sums(item, count, bias);
     for (int64_t tap = from; tap < to; ++tap)
@@ -317,7 +319,9 @@ void winograd_backward_weight_sums(const Exec& exec, const ConvShape& s, const W
   call.plan = p.tiles;
   call.src = x;
   T* const sums = static_cast<T*>(exec.workspace);
-  T* const scratch = sums + p.sums.chunks * p.sums.partial;
+  call.zeros = sums + p.sums.chunks * p.sums.partial;
+  __builtin_memset(call.zeros, 0, static_cast<size_t>(p.tiles.zeros) * sizeof(T));
+  T* const scratch = call.zeros + p.tiles.zeros;
   parallel_for(exec, p.sums.chunks, s.macs() / kLanes<T>, [&](int64_t index, int thread) {
     WinogradDwItem<T> item = {s, p, call, dy, scratch + thread * p.scratch(), {}, {}, {}};
     item.z = item.v + p.tiles.slots * p.tiles.slot;
