@@ -337,6 +337,12 @@ struct Ops {
   // ---- move: layout, cat, pad, index ----
   // dst = src, elementwise over `size`; src and dst differ in strides alone.
   void (*copy)(const Exec&, const StridedShape&, const T* src, T* dst);
+  // wide (rows, sum of cols) = the matrices parts[i] (rows, cols[i]) side by side.
+  void (*join_columns)(const Exec&, int64_t rows, int64_t count, const int64_t* cols,
+                       const T* const* parts, T* wide);
+  // And back: parts[i] = their columns of wide.
+  void (*split_columns)(const Exec&, int64_t rows, int64_t count, const int64_t* cols,
+                        const T* wide, T* const* parts);
   // y = x inside, value outside.
   void (*pad_constant)(const Exec&, const PadShape&, const T* x, T value, T* y);
   // The first i whose index is outside [low, high), -1 if there is none. (On CUDA: sets the

@@ -75,16 +75,41 @@ def test_cat_and_narrow(data):
     y = lib.cat(parts, axis)
     assert lib.is_channels_last(y)
     np.testing.assert_array_equal(y, np.concatenate(parts, axis))
+    check_pieces(y, parts, axis)
+
+
+def check_pieces(y, parts, axis):
+    """narrow and split give back what was joined."""
     start = 0
-    for part in parts:
-        piece = lib.narrow(y, axis, start, part.shape[axis])
-        assert lib.is_channels_last(piece)
+    pieces = lib.split(y, axis, [part.shape[axis] for part in parts])
+    assert len(pieces) == len(parts)
+    for part, piece in zip(parts, pieces):
+        narrowed = lib.narrow(y, axis, start, part.shape[axis])
+        assert lib.is_channels_last(piece) and lib.is_channels_last(narrowed)
+        np.testing.assert_array_equal(narrowed, part)
         np.testing.assert_array_equal(piece, part)
         start += part.shape[axis]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize("shape", [(2, 0, 9, 10), (3, 0, 150), (1, 0, 4, 5, 6), (70, 0)])
+@pytest.mark.parametrize("channels", [(8, 8), (1, 3, 2), (16, 32), (5, 0, 40), (2, 19)])
+def test_channels_side_by_side(shape, channels, dtype):
+    rng = np.random.default_rng(4)
+    sizes = [(shape[0], c, *shape[2:]) for c in channels]
+    parts = [lib.channels_last(rng.integers(-9, 9, s).astype(dtype)) for s in sizes]
+    y = lib.cat(parts, 1)
+    np.testing.assert_array_equal(y, np.concatenate(parts, 1))
+    check_pieces(y, parts, 1)
+
+
 def test_cat_and_narrow_errors():
     a, b = np.zeros((2, 3, 4), np.float32), np.zeros((2, 4, 4), np.float32)
+    for lengths in ([1, 1], [4, -1]):
+        with pytest.raises(
+            ValueError, match=r"\[split\] The lengths must add up to that of axis 1"
+        ):
+            lib.split(a, 1, lengths)
     with pytest.raises(ValueError, match=r"except along axis 0. Got \(2, 3, 4\) and \(2, 4, 4\)"):
         lib.cat([a, b], 0)
     with pytest.raises(ValueError, match=r"from -3 to 2 for shape \(2, 3, 4\). Got 3"):
@@ -166,6 +191,7 @@ def test_same_bits_for_any_threads():
             lib.contiguous(x[:, ::-1]),
             lib.cat([x, x], 1),
             lib.narrow(x, 1, 3, 9),
+            *lib.split(lib.channels_last(x), 1, [3, 17]),
             lib.index_rows(x, index),
             lib.add(x, x[:, :, ::-1]),
             lib.pad_constant(x, (0, 0, 1, -2), (0, 0, 3, 4), 0.5),

@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include <vector>
 
 #include "array.h"
@@ -51,6 +53,29 @@ int checked_axis(const char* op, const Array& a, int64_t axis) {
   return static_cast<int>(axis < 0 ? axis + a.rank : axis);
 }
 
+// Arrays one after another along `axis` of a channels-last array: matrices side by side.
+struct Columns {
+  int64_t rows = 1;
+  std::vector<int64_t> cols;  // of each part
+
+  // `lengths`: each part's along the axis.
+  Columns(const Array& whole, int axis, const std::vector<int64_t>& lengths) : cols(lengths) {
+    bool before = true;  // in the order of memory
+    const bool last = whole.rank > 1;
+    for (int i = 0; i < whole.rank; ++i) {
+      const int at = !last || i == 0 ? i : i == whole.rank - 1 ? 1 : i + 1;
+      if (at == axis)
+        before = false;
+      else if (before)
+        rows *= whole.shape[at];
+      else
+        for (int64_t& n : cols) n *= whole.shape[at];
+    }
+  }
+  // Whether rows alone make enough work for many threads.
+  bool has_many_rows() const { return rows >= 64; }
+};
+
 // The arrays one after another along `axis`, into a new channels-last array.
 py::object cat(const py::sequence& arrays, int64_t axis_) {
   const char* op = "cat";
@@ -75,6 +100,25 @@ py::object cat(const py::sequence& arrays, int64_t axis_) {
     shape[axis] += part.shape[axis];
   }
   const Array out = empty(first.dtype, first.rank, shape, Layout::kChannelsLast);
+  bool dense = true;
+  std::vector<int64_t> lengths;
+  for (const Array& part : parts) {
+    dense = dense && part.is_dense(Layout::kChannelsLast);
+    lengths.push_back(part.shape[axis]);
+  }
+  const Columns columns(out, axis, lengths);
+  if (dense && columns.has_many_rows()) {
+    with_word_type(op, out.dtype, [&](auto t) {
+      using T = decltype(t);
+      std::vector<const T*> from;
+      for (const Array& part : parts) from.push_back(part.as<T>());
+      run([&](const Exec& exec) {
+        ops<T>().join_columns(exec, columns.rows, static_cast<int64_t>(from.size()),
+                              columns.cols.data(), from.data(), out.as<T>());
+      });
+    });
+    return out.object;
+  }
   int64_t at = 0;
   for (const Array& part : parts) {
     if (part.size() > 0) copy_block(op, part, 0, out, at * out.stride[axis], part.shape);
@@ -97,6 +141,46 @@ py::object narrow(py::handle x_, int64_t axis_, int64_t start, int64_t length) {
   const Array out = empty(x.dtype, x.rank, shape, Layout::kChannelsLast);
   if (out.size() > 0) copy_block(op, x, start * x.stride[axis], out, 0, shape);
   return out.object;
+}
+
+// x cut along `axis` into parts of these lengths, as new channels-last arrays.
+py::list split(py::handle x_, int64_t axis_, const std::vector<int64_t>& lengths) {
+  const char* op = "split";
+  const Array x = array_arg(op, "array", x_);
+  const int axis = checked_axis(op, x, axis_);
+  int64_t total = 0, shape[kMaxRank];
+  for (const int64_t n : lengths) total += n < 0 ? x.shape[axis] + 1 : n;
+  if (total != x.shape[axis])
+    value_error(op, "The lengths must add up to that of axis " + std::to_string(axis) +
+                        " of shape " + x.shape_text() + ". Got " +
+                        std::string(py::str(py::cast(lengths))) + ".");
+  for (int i = 0; i < x.rank; ++i) shape[i] = x.shape[i];
+  std::vector<Array> parts;
+  py::list out;
+  for (const int64_t n : lengths) {
+    shape[axis] = n;
+    parts.push_back(empty(x.dtype, x.rank, shape, Layout::kChannelsLast));
+    out.append(parts.back().object);
+  }
+  const Columns columns(x, axis, lengths);
+  if (x.is_dense(Layout::kChannelsLast) && columns.has_many_rows()) {
+    with_word_type(op, x.dtype, [&](auto t) {
+      using T = decltype(t);
+      std::vector<T*> to;
+      for (const Array& part : parts) to.push_back(part.as<T>());
+      run([&](const Exec& exec) {
+        ops<T>().split_columns(exec, columns.rows, static_cast<int64_t>(to.size()),
+                               columns.cols.data(), x.as<T>(), to.data());
+      });
+    });
+    return out;
+  }
+  int64_t at = 0;
+  for (const Array& part : parts) {
+    if (part.size() > 0) copy_block(op, x, at * x.stride[axis], part, 0, part.shape);
+    at += part.shape[axis];
+  }
+  return out;
 }
 
 // index (count,) int64, dense, of values in [-rows, rows): negative ones count from the end.
@@ -218,6 +302,7 @@ void bind_move(py::module_& m) {
   m.def("empty_like", &empty_like);
   m.def("cat", &cat);
   m.def("narrow", &narrow);
+  m.def("split", &split);
   m.def("index_rows", &index_rows);
   m.def("index_add", &index_add);
   m.def("pad_constant", &pad_constant);

@@ -137,7 +137,10 @@ struct Plane {
 
 template <class T>
 void copy_plane(const Plane& p, const T* src, T* dst) {
-  if (p.dst_col == 1 && p.src_col == 1) {
+  if (p.dst_col == 1 && p.src_col == 1 && p.cols <= kLanes<T>) {
+    for (int64_t r = 0; r < p.rows; ++r)
+      store_first(dst + r * p.dst_row, load_first(src + r * p.src_row, p.cols), p.cols);
+  } else if (p.dst_col == 1 && p.src_col == 1) {
     for (int64_t r = 0; r < p.rows; ++r) copy_run(p.cols, src + r * p.src_row, dst + r * p.dst_row);
   } else if (p.dst_col == 1 && p.src_row == 1) {
     transpose_plane(p.rows, p.cols, src, p.src_col, dst, p.dst_row);
@@ -236,6 +239,42 @@ void copy(const Exec& exec, const StridedShape& given, const T* src, T* dst) {
                });
 }
 
+// ---- matrices side by side ----
+
+// body(begin, end, i, first, pitch) for each part of a few rows at a time, [begin, end): part i
+// starts at column `first` of the wide matrix, whose rows are `pitch` long. All parts of these
+// rows together, so that the wide matrix passes through the cache once.
+template <class Body>
+void for_parts(const Exec& exec, int64_t rows, int64_t count, const int64_t* cols,
+               const Body& body) {
+  int64_t pitch = 0;
+  for (int64_t i = 0; i < count; ++i) pitch += cols[i];
+  const int64_t piece = max_of(kGrain / 2 / max_of(pitch, 1), 1);
+  parallel_for(exec, ceil_div(rows, piece), rows * pitch, [&](int64_t item, int) {
+    const int64_t begin = item * piece, end = min_of(begin + piece, rows);
+    for (int64_t i = 0, first = 0; i < count; first += cols[i++]) body(begin, end, i, first, pitch);
+  });
+}
+
+template <class T>
+void join_columns(const Exec& exec, int64_t rows, int64_t count, const int64_t* cols,
+                  const T* const* parts, T* wide) {
+  for_parts(exec, rows, count, cols,
+            [&](int64_t begin, int64_t end, int64_t i, int64_t first, int64_t pitch) {
+              copy_plane(Plane{end - begin, cols[i], cols[i], 1, pitch, 1},
+                         parts[i] + begin * cols[i], wide + begin * pitch + first);
+            });
+}
+template <class T>
+void split_columns(const Exec& exec, int64_t rows, int64_t count, const int64_t* cols,
+                   const T* wide, T* const* parts) {
+  for_parts(exec, rows, count, cols,
+            [&](int64_t begin, int64_t end, int64_t i, int64_t first, int64_t pitch) {
+              copy_plane(Plane{end - begin, cols[i], pitch, 1, cols[i], 1},
+                         wide + begin * pitch + first, parts[i] + begin * cols[i]);
+            });
+}
+
 // ---- constant padding ----
 
 template <class T>
@@ -329,6 +368,8 @@ void index_add(const Exec& exec, int64_t count, int64_t cols, const int64_t* ind
 template <class T>
 void add(Ops<T>& table) {
   table.copy = copy<T>;
+  table.join_columns = join_columns<T>;
+  table.split_columns = split_columns<T>;
   table.pad_constant = pad_constant<T>;
   table.find_outside = find_outside;
   table.index_rows = index_rows<T>;
