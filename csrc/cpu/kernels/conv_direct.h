@@ -79,9 +79,14 @@ void pack(const Exec& exec, const DirectCall<T>& call) {
   });
 }
 
-// Rows are short: calls of memcpy and memset would take as long as their work.
+// Most rows are short: a call of memcpy or memset would take as long as its work.
+constexpr int64_t kLongRun = 512;
 template <class T>
 void copy_run(const T* from, int64_t n, T* out) {
+  if (n >= kLongRun) {
+    __builtin_memcpy(out, from, static_cast<size_t>(n) * sizeof(T));
+    return;
+  }
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) store(out + i, load(from + i));
   if (i < n) store_first(out + i, load_first(from + i, n - i), n - i);
