@@ -35,8 +35,9 @@ struct Epilogue {
   const T* mask = nullptr;  // laid out like the result, where not null: v = mask <= 0 ? 0 : v
 };
 
-// c (m, n) = op(a) op(b) + bias; op(a) is (m, k), stored (k, m) if trans_a; op(b) is (k, n), stored
-// (n, k) if trans_b. `batch` such products lie one after another; a stride of 0 repeats an operand.
+// c (m, n) = epilogue(op(a) op(b)), the columns being its channels; op(a) is (m, k), stored (k, m)
+// if trans_a; op(b) is (k, n), stored (n, k) if trans_b. `batch` such products lie one after
+// another; a stride of 0 repeats an operand.
 struct GemmShape {
   int64_t m, n, k;
   bool trans_a, trans_b;
@@ -205,7 +206,7 @@ struct Ops {
 
   // ---- linear ----
   int64_t (*gemm_workspace)(const GemmShape&, int threads);
-  void (*gemm)(const Exec&, const GemmShape&, const T* a, const T* b, const T* bias, T* c);
+  void (*gemm)(const Exec&, const GemmShape&, const T* a, const T* b, const Epilogue<T>&, T* c);
   // out (c) = the sum of x (rows, c) over rows, in blocks whose bounds follow from `rows` alone.
   int64_t (*column_sum_workspace)(int64_t rows, int64_t c, int threads);
   void (*column_sum)(const Exec&, int64_t rows, int64_t c, const T* x, T* out);

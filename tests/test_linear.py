@@ -21,7 +21,8 @@ from tests.reference.linear import linear, linear_gradients, sequential_product
 pytestmark = pytest.mark.kernel
 
 # (rows, in, out): tile tails in every direction, several packed blocks, products of a vector, more
-# terms than one chunk, nothing at all.
+# terms than one chunk, dot products with ends of rows, rows that cannot be read in place, nothing
+# at all.
 SIZES = [
     (1, 1, 1),
     (2, 3, 4),
@@ -33,10 +34,14 @@ SIZES = [
     (70, 300, 1),
     (5, 1, 5),
     (4500, 6, 10),
+    (29, 131, 7),
+    (43, 512, 150),
+    (300, 66, 200),
     (1, 4500, 3),
     (0, 3, 4),
     (3, 0, 4),
     (3, 4, 0),
+    (3, 100, 0),
 ]
 
 
@@ -52,6 +57,33 @@ def test_linear_is_exact_on_integers(rows, inputs, outputs, dtype):
     for g, e in zip(got, (linear(x, w, b), *linear_gradients(dy, x, w)), strict=True):
         assert g.shape == e.shape and g.dtype == dtype
         np.testing.assert_array_equal(g, e)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("rows, inputs, outputs", SIZES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_relu_and_mask_are_the_separate_ops(rows, inputs, outputs, dtype):
+    """The bits of the product, and of a ReLU or of its backward pass after it."""
+    rng = np.random.default_rng(10)
+    x, w = (rng.standard_normal(s).astype(dtype) for s in ((rows, inputs), (outputs, inputs)))
+    b, dy = (rng.standard_normal(s).astype(dtype) for s in (outputs, (rows, outputs)))
+    x.flat[:1], w.flat[1:2] = np.nan, np.inf
+    for bias in (b, None):
+        y = _cpu.linear_forward(x, w, bias)
+        fused = _cpu.linear_forward(x, w, bias, relu=True)
+        np.testing.assert_array_equal(fused, np.where(y < 0, dtype(0), y))
+    dx = _cpu.linear_backward_input(dy, w)
+    fused = _cpu.linear_backward_input(dy, w, mask=x)
+    np.testing.assert_array_equal(fused, np.where(x <= 0, dtype(0), dx))
+
+
+def test_mask_of_another_shape():
+    with pytest.raises(ValueError, match=r"mask must have .* \(2, 3\). Got \(3, 2\)"):
+        _cpu.linear_backward_input(
+            np.zeros((2, 4), np.float32),
+            np.zeros((4, 3), np.float32),
+            mask=np.zeros((3, 2), np.float32),
+        )
 
 
 def test_adjoint():
@@ -90,7 +122,10 @@ def test_column_sum_is_exact_on_integers(rows, c):
     np.testing.assert_array_equal(_cpu.channel_sum(x, 0), x.astype(np.float64).sum(0))
 
 
-@pytest.mark.parametrize("rows, inputs, outputs", [(300, 70, 130), (9000, 20, 9), (1, 900, 200)])
+@pytest.mark.parametrize(
+    "rows, inputs, outputs",
+    [(300, 70, 130), (9000, 20, 9), (1, 900, 200), (64, 784, 256), (58, 300, 143)],
+)
 def test_same_bits_for_any_threads(rows, inputs, outputs):
     rng = np.random.default_rng(5)
     x = rng.standard_normal((rows, inputs), np.float32)

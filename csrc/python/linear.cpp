@@ -14,12 +14,14 @@ Matrix as_rows(const Array& a) {
   return {rows, cols};
 }
 
-void gemm(const GemmShape& s, const Array& a, const Array& b, const Array& bias, const Array& c) {
+void gemm(const GemmShape& s, const Array& a, const Array& b, const Array& bias, const Array& c,
+          bool relu = false, const Array& mask = {}) {
   with_float_type("gemm", a.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().gemm_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().gemm(exec, s, a.as<T>(), b.as<T>(), bias.as<T>(), c.as<T>());
+          ops<T>().gemm(exec, s, a.as<T>(), b.as<T>(), {bias.as<T>(), relu, mask.as<T>()},
+                        c.as<T>());
         });
   });
 }
@@ -32,8 +34,8 @@ void column_sum(int64_t rows, int64_t c, const Array& x, const Array& out) {
   });
 }
 
-// x (..., in), w (out, in), b (out) or None -> y (..., out)
-py::object linear_forward(py::handle x_, py::handle w_, py::handle b_) {
+// x (..., in), w (out, in), b (out) or None -> y (..., out), and max(0, y) for relu
+py::object linear_forward(py::handle x_, py::handle w_, py::handle b_, bool relu) {
   const char* op = "linear";
   const Array x = dense_arg(op, "input", x_, Layout::kC);
   const Array w = dense_arg_like(op, "weight", w_, Layout::kC, x);
@@ -47,18 +49,22 @@ py::object linear_forward(py::handle x_, py::handle w_, py::handle b_) {
   int64_t shape[kMaxRank];
   for (int i = 0; i < x.rank; ++i) shape[i] = i + 1 < x.rank ? x.shape[i] : w.shape[0];
   const Array y = empty(x.dtype, x.rank, shape, Layout::kC);
-  gemm({as_rows(x).rows, w.shape[0], w.shape[1], false, true}, x, w, b, y);
+  gemm({as_rows(x).rows, w.shape[0], w.shape[1], false, true}, x, w, b, y, relu);
   return y.object;
 }
 
-// dx = dy w: dy (..., out), w (out, in)
-py::object linear_backward_input(py::handle dy_, py::handle w_) {
+// dx = dy w, 0 where a mask is given (like dx) and <= 0: dy (..., out), w (out, in)
+py::object linear_backward_input(py::handle dy_, py::handle w_, py::handle mask_) {
   const Array dy = dense_arg("linear", "gradient", dy_, Layout::kC);
   const Array w = dense_arg_like("linear", "weight", w_, Layout::kC, dy);
   int64_t shape[kMaxRank];
   for (int i = 0; i < dy.rank; ++i) shape[i] = i + 1 < dy.rank ? dy.shape[i] : w.shape[1];
   const Array dx = empty(dy.dtype, dy.rank, shape, Layout::kC);
-  gemm({as_rows(dy).rows, w.shape[1], w.shape[0], false, false}, dy, w, Array{}, dx);
+  const Array mask = optional_arg_like("linear", "mask", mask_, Layout::kC, dy);
+  if (mask && !same_shape(mask, dx))
+    value_error("linear", "mask must have the input's shape, " + dx.shape_text() + ". Got " +
+                              mask.shape_text() + ".");
+  gemm({as_rows(dy).rows, w.shape[1], w.shape[0], false, false}, dy, w, Array{}, dx, false, mask);
   return dx.object;
 }
 
@@ -178,7 +184,7 @@ void batched_gemm(const MatMulShape& s, GemmShape g, const BatchOperand& a, cons
         [&](const Exec& exec) {
           for (int64_t i = 0; i < total; i += g.batch)
             ops<T>().gemm(exec, g, x.as<T>() + a.offset(s, i), y.as<T>() + b.offset(s, i),
-                          static_cast<const T*>(nullptr), c.as<T>() + i * g.m * g.n);
+                          Epilogue<T>{}, c.as<T>() + i * g.m * g.n);
         });
   });
 }
@@ -263,8 +269,10 @@ py::tuple matmul_backward(py::handle dy_, py::handle a_, py::handle b_, bool nee
 }  // namespace
 
 void bind_linear(py::module_& m) {
-  m.def("linear_forward", &linear_forward);
-  m.def("linear_backward_input", &linear_backward_input);
+  const auto arg = [](const char* name) { return py::arg(name); };
+  m.def("linear_forward", &linear_forward, arg("x"), arg("w"), arg("b"), arg("relu") = false);
+  m.def("linear_backward_input", &linear_backward_input, arg("dy"), arg("w"),
+        arg("mask") = py::none());
   m.def("linear_backward_weight", &linear_backward_weight);
   m.def("channel_sum", &channel_sum);
   m.def("matmul_forward", &matmul_forward);

@@ -448,7 +448,7 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
     return;
   }
   if (algorithm == ConvAlgorithm::kProduct) {
-    packed_gemm(exec, product_shape(s), dy, x, static_cast<const T*>(nullptr), dw);
+    packed_gemm(exec, product_shape(s), dy, x, Epilogue<T>{}, dw);
     if (db) column_sum(exec, s.n, s.out_c, dy, db);
     return;
   }

@@ -1,6 +1,7 @@
 // Matrix products and column sums. All matrices are row-major.
 #include "column_sum.h"
 #include "gemm.h"
+#include "gemm_dots.h"
 
 namespace convgrad::cpu {
 namespace {
@@ -43,13 +44,14 @@ void dots(int64_t n, const T* matrix, int64_t pitch, const T* x, T* out) {
 // c (m, 1) or (1, n): the operand that is a vector, the one that is a matrix, and whether the
 // matrix's rows are summed (it is (k, count)) or multiplied with the vector (it is (count, k)).
 template <class T>
-void gemv(const Exec& exec, const GemmShape& s, const T* a, const T* b, const T* bias, T* c) {
+void gemv(const Exec& exec, const GemmShape& s, const T* a, const T* b, const Epilogue<T>& epilogue,
+          T* c) {
   const bool row = s.m == 1;  // c is a row: b is the matrix
   const int64_t count = row ? s.n : s.m;
   const bool summed = row ? !s.trans_b : s.trans_a;
   const int64_t per_item = summed ? 8 * kLanes<T> : 16;
   const int64_t items = ceil_div(count, per_item);
-  parallel_for(exec, s.batch * items, s.batch * count * s.k, [&](int64_t item, int) {
+  parallel_for(exec, s.batch * items, gemm_work<T>(s), [&](int64_t item, int) {
     const int64_t i = item / items, begin = item % items * per_item;
     const int64_t end = min_of(begin + per_item, count);
     const T* vector = row ? a + i * s.stride_a : b + i * s.stride_b;
@@ -62,8 +64,8 @@ void gemv(const Exec& exec, const GemmShape& s, const T* a, const T* b, const T*
       for (; r + 4 <= end; r += 4) dots<T, 4>(s.k, matrix + r * s.k, s.k, vector, out + r);
       for (; r < end; ++r) dots<T, 1>(s.k, matrix + r * s.k, s.k, vector, out + r);
     }
-    if (bias)
-      for (int64_t r = begin; r < end; ++r) out[r] += bias[row ? r : 0];
+    for (int64_t r = begin; r < end; ++r)
+      out[r] = finish(epilogue, out[r], row ? r : 0, i * count + r);
   });
 }
 
@@ -79,16 +81,19 @@ GemmShape merged(GemmShape s) {
 template <class T>
 int64_t gemm_workspace(const GemmShape& shape, int threads) {
   const GemmShape s = merged(shape);
-  return s.m == 1 || s.n == 1 ? 0 : packed_gemm_workspace<T>(s, threads);
+  return s.m == 1 || s.n == 1 || dots_pay<T>(s) ? 0 : packed_gemm_workspace<T>(s, threads);
 }
 
 template <class T>
-void gemm(const Exec& exec, const GemmShape& shape, const T* a, const T* b, const T* bias, T* c) {
+void gemm(const Exec& exec, const GemmShape& shape, const T* a, const T* b,
+          const Epilogue<T>& epilogue, T* c) {
   const GemmShape s = merged(shape);
   if (s.m == 1 || s.n == 1)
-    gemv(exec, s, a, b, bias, c);
+    gemv(exec, s, a, b, epilogue, c);
+  else if (dots_pay<T>(s))
+    dot_gemm(exec, s, a, b, epilogue, c);
   else
-    packed_gemm(exec, s, a, b, bias, c);
+    packed_gemm(exec, s, a, b, epilogue, c);
 }
 
 template <class T>

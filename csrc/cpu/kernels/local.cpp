@@ -67,8 +67,9 @@ void serial_gemm(int64_t m, int64_t n, int64_t k, MatrixView<T> a, MatrixView<T>
   const GemmBlock block = gemm_block<T>(m, n, k, 1);
   for (int64_t i = 0; i < m; i += block.rows)
     for (int64_t j = 0; j < n; j += block.cols)
-      gemm_item(block, min_of(block.rows, m - i), min_of(block.cols, n - j), k, a.at(i, 0),
-                b.at(0, j), bias ? bias + j : nullptr, c + i * pitch + j, pitch, scratch);
+      gemm_item(block, k, a.at(i, 0), b.at(0, j),
+                GemmTarget<T>{c, pitch, m, n, {bias}}.at(i, j).at_most(block.rows, block.cols),
+                scratch);
 }
 
 inline int64_t line(int64_t elements) { return ceil_div(elements, 16) * 16; }
