@@ -238,21 +238,84 @@ void transform_slice(const WinogradCall<T>& call, TileAt at, int64_t count, int6
   }
 }
 
+// ---- memory ahead of its use ----
+
+// Rows of pixels that are wanted in the L2 cache soon. The transforms walk several short runs at
+// once, which hides little of a cache miss; so what they read and write next is fetched in kFetches
+// parts between the products, which hardly use memory.
+constexpr int64_t kFetches = 6;
+class Ahead {
+ public:
+  // Rows [begin, end) of `size` elements.
+  template <class T>
+  void add(const T* base, int64_t begin, int64_t end, int64_t size) {
+    from_[runs_] = reinterpret_cast<const char*>(base + begin * size);
+    bytes_[runs_++] = max_of(0, end - begin) * size * static_cast<int64_t>(sizeof(T));
+  }
+  void fetch(int64_t part) const {
+    for (int i = 0; i < runs_; ++i)
+      for (int64_t at = bytes_[i] * part / kFetches; at < bytes_[i] * (part + 1) / kFetches;
+           at += 64)
+        __builtin_prefetch(from_[i] + at, 0, 2);
+  }
+
+ private:
+  const char* from_[3];
+  int64_t bytes_[3];
+  int runs_ = 0;
+};
+
+// The rows under `count` tiles from `tile` on, in slice d of `slices` of `size` rows each: a tile
+// covers `rows` of them from 4 i + first on.
+struct RowRange {
+  int64_t begin, end;
+};
+inline RowRange rows_of_tiles(const WinogradPlan& plan, int64_t tile, int64_t count, int64_t d,
+                              int64_t slices, int64_t size, int64_t first, int64_t rows) {
+  const TileAt a = tile_at(plan, tile), b = tile_at(plan, tile + count - 1);
+  return {(a.n * slices + d) * size + max_of(0, kTileOut * a.i + first),
+          (b.n * slices + d) * size + min_of(size, kTileOut * b.i + first + rows)};
+}
+
+// What step z of an item writes, and what the step after it reads: the next slice, or the next
+// block of tiles, which the same thread is likely to get.
+template <class T>
+Ahead ahead_of(const WinogradCall<T>& call, int64_t tile, int64_t z, int64_t begin, int64_t end) {
+  const WinogradPlan& plan = call.plan;
+  const Pass& p = plan.pass;
+  const Axis *a = p.axis, &h = a[1], &w = a[2];
+  Ahead ahead;
+  const RowRange out =
+      rows_of_tiles(plan, tile, min_of(plan.block, plan.count - tile), z, a[0].dst, h.dst, 0, 4);
+  ahead.add(call.dst, out.begin, out.end, w.dst * p.dst_c);
+  if (call.epilogue.mask) ahead.add(call.epilogue.mask, out.begin, out.end, w.dst * p.dst_c);
+  const bool next_block = z + plan.pair >= end;
+  if (next_block) tile += plan.block;
+  const int64_t slice = a[0].src_first + (next_block ? begin : z + plan.slots);
+  if (tile >= plan.count || slice < 0 || slice >= a[0].src) return ahead;
+  const RowRange in = rows_of_tiles(plan, tile, min_of(plan.block, plan.count - tile), slice,
+                                    a[0].src, h.src, h.src_first, kTileIn);
+  ahead.add(call.src, in.begin, in.end, w.src * p.src_c);
+  return ahead;
+}
+
 // ---- products ----
 
 // Slices [from, to) of the ring, of which the first is in slot `first`, times their weights.
 template <class T>
 void multiply_slices(const WinogradPlan& plan, int64_t tiles, int64_t first, int64_t from,
-                     int64_t to, const T* v, const T* u, T* m) {
+                     int64_t to, const T* v, const T* u, T* m, const Ahead& ahead) {
   constexpr int L = kLanes<T>;
   const int64_t c = plan.pass.src_c;
   int64_t slice[kMaxDepthTaps + 1];
   for (int64_t s = from; s < to; ++s) slice[s - from] = (first + s) % plan.slots * plan.slot;
-  // With few channels one call does all frequencies, else the weights of one stay in L1.
-  const int64_t together = c * plan.width * plan.slots <= 1024 ? kFrequencies : 1;
+  // With few channels one call does several frequencies, else the weights of one stay in L1.
+  constexpr int64_t kPart = kFrequencies / kFetches;
+  const int64_t together = c * plan.width * plan.slots <= 1024 ? kPart : 1;
   const FrequencyArgs args = {together, plan.v_next, plan.u_next, plan.m_next,
                               slice,    to - from,   c,           plan.width};
-  for (int64_t f = 0; f < kFrequencies; f += together)
+  for (int64_t f = 0; f < kFrequencies; f += together) {
+    if (f % kPart == 0) ahead.fetch(f / kPart);
     for (int64_t k = 0; k < plan.width / L; k += 2) {
       const int64_t vectors = panel_vectors<T>(plan, k);
       const T* panel = u + f * plan.u_next + k * L * plan.slots * c + from * c * vectors * L;
@@ -263,6 +326,7 @@ void multiply_slices(const WinogradPlan& plan, int64_t tiles, int64_t first, int
       else
         multiply_tiles<Multiply1<T>>(args, tiles, rows, panel, out);
     }
+  }
 }
 
 // ---- outputs ----
@@ -307,7 +371,8 @@ void run_winograd_item(const WinogradCall<T>& call, int64_t item, int thread) {
     for (filled = max_of(filled, seen + from); filled < seen + to; ++filled)
       transform_slice(call, at, tiles, d.src_first + begin + filled,
                       v + filled % plan.slots * plan.slot);
-    multiply_slices(plan, tiles, seen % plan.slots, from, to, v, call.u, m);
+    multiply_slices(plan, tiles, seen % plan.slots, from, to, v, call.u, m,
+                    ahead_of(call, block, z, begin, end));
     for (int64_t q = 0; q < plan.pair && z + q < end; ++q)
       write_slice(call, at, tiles, z + q, m + q * plan.pass.dst_c);
   }
