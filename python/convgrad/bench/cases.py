@@ -77,8 +77,14 @@ def _gradient(
         y = function(library.functional, *tensors)
         dy = library.root.ones_like(y)
         inputs = [tensors[i] for i in wanted]
-        grad = library.root.autograd.grad
-        return lambda: grad(y, inputs, dy, retain_graph=True)
+
+        def call() -> tuple[Any, ...]:
+            for tensor in inputs:
+                tensor.grad = None  # so that the gradient is kept as it comes, not added
+            y.backward(dy, retain_graph=True)
+            return tuple(tensor.grad for tensor in inputs)
+
+        return call
 
     return make
 
