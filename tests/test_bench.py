@@ -87,6 +87,17 @@ def test_a_wrong_gradient_is_not_raced(torch, monkeypatch):
         race.race(CONV1D, 1, 0.0)
 
 
+def test_another_batch_is_tried_where_one_flips_a_relu(torch, monkeypatch):
+    seen = []
+
+    def worst(ours, theirs):
+        seen.append(1)
+        return 1.0 if len(seen) == 1 else 0.0
+
+    monkeypatch.setattr(race, "worst_difference", worst)
+    assert race.check(CONV1D)["batch"] == CONV1D.seed + 1
+
+
 def test_a_step_that_does_not_learn_is_not_raced(torch, monkeypatch):
     monkeypatch.setattr(cg.optim.SGD, "step", lambda self: None)
     with pytest.raises(race.NotARaceError, match="the loss fell by 0%"):

@@ -24,9 +24,7 @@ class Workload:
     classes: int
     dense: bool = False  # a class per pixel instead of one per sample
     lr: float = 0.01
-    # A batch on which float32's error flips few ReLUs: each flip changes gradients by some 1e-3, on
-    # either side. ResNet-20 has none without: against float64, PyTorch's own layouts are off by
-    # 3e-3 to 1.5e-2, depending on the batch, and so is convgrad with Winograd.
+    # A batch on which float32's error flips few ReLUs; race.check says what that means.
     seed: int = 0
     signal: float = 2.0  # size of the class's pattern beside the noise's 1
 
@@ -149,7 +147,7 @@ WORKLOADS = {
         Workload("conv1d-150", conv1d_150, (128, 1, 150), 5, lr=0.05, seed=1),
         Workload("mlp", mlp, (64, 1, 28, 28), 10),
         Workload("lenet", lenet, (64, 1, 28, 28), 10, lr=0.1),
-        Workload("vgg-cifar", vgg_cifar, (64, 3, 32, 32), 10, lr=0.03, seed=2, signal=8.0),
+        Workload("vgg-cifar", vgg_cifar, (64, 3, 32, 32), 10, lr=0.03, seed=6, signal=8.0),
         Workload("resnet20", resnet20, (64, 3, 32, 32), 10, lr=0.02, seed=1),
         Workload("unet2d", unet(2, 16), (4, 1, 128, 128), 4, dense=True, lr=0.2),
         Workload("unet3d", unet(3, 8), (1, 1, 48, 48, 48), 4, dense=True, lr=0.2),
