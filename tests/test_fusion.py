@@ -10,6 +10,7 @@ import convgrad.functional as F
 from convgrad import nn
 from convgrad.functional.activation import ReLU, Unary
 from convgrad.functional.conv import Conv, ConvTranspose
+from convgrad.functional.linear import Linear
 from convgrad.nn import fusion
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -91,6 +92,7 @@ def test_what_is_fused_and_what_is_not():
 
     assert ops_of(nn.Sequential(conv, MyReLU())(x)) == [ReLU, Conv]
     assert ops_of(nn.Sequential(conv)(x)) == [Conv]
+    assert ops_of(nn.Sequential(nn.Linear(6, 2), relu)(x)) == [Linear]
 
 
 @pytest.mark.parametrize("hooked", [0, 1])
@@ -111,6 +113,7 @@ def test_hooks_see_each_module(hooked):
 
 CONSUMERS = {
     "conv": lambda r, w: F.conv2d(r, w, padding=1),
+    "linear": lambda r, w: F.linear(r, w.reshape(18, 8)),
     "conv-transpose": lambda r, w: F.conv_transpose2d(r, w.transpose(0, 1), padding=1),
     "strided": lambda r, w: F.conv2d(r, w, stride=2),
     "max-pool": lambda r, w: F.max_pool2d(r, 2),

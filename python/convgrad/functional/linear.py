@@ -6,6 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, of
+from convgrad.functional.activation import relu_gradient
 from convgrad.tensor import Tensor, array_of
 
 __all__ = ["linear", "matmul", "one_hot"]
@@ -14,22 +15,27 @@ Array = Any
 
 
 class Linear(Op):
-    """y = x w' + b: x (..., in), w (out, in), b (out), y (..., out)."""
+    """y = x w' + b: x (..., in), w (out, in), b (out), y (..., out). With ``relu``, max(0, y)."""
 
     fresh = True
+    can_mask = True
 
-    def forward(self, x: Array, w: Array, b: Array | None) -> Array:
+    def forward(self, x: Array, w: Array, b: Array | None, relu: bool) -> Array:
         lib = lib_of(x)
         x = lib.contiguous(x)
-        self.saved = x, w
-        return lib.linear_forward(x, w, b)
+        y = lib.linear_forward(x, w, b, relu)
+        self.rectified = relu
+        self.saved = (x, w, y) if relu else (x, w)
+        return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        x, w = self.saved
+        x, w = self.saved[:2]
         lib = lib_of(dy)
+        dy = relu_gradient(self, dy)
         need_x, need_w, need_b = self.needs
-        dw = db = None
-        dx = lib.linear_backward_input(dy, w) if need_x else None
+        dx = dw = db = None
+        if need_x:
+            dx = lib.linear_backward_input(dy, w, x if self.masks else None)
         if need_w or need_b:
             dw, db = lib.linear_backward_weight(dy, x, need_b)
         return dx, dw, db
@@ -40,7 +46,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     ValueError for shapes that do not fit, TypeError for dtypes that differ.
     """
-    return Linear.apply((input, weight, bias))
+    return Linear.apply((input, weight, bias), False)
+
+
+def _linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """relu(linear(input, weight, bias)), in one pass."""
+    return Linear.apply((input, weight, bias), True)
 
 
 class MatMul(Op):

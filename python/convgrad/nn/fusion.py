@@ -14,6 +14,7 @@ from convgrad.nn.conv import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
+from convgrad.nn.linear import Linear
 from convgrad.nn.module import Module
 
 __all__ = ["run"]
@@ -22,7 +23,15 @@ __all__ = ["run"]
 # A layer's forward_relu writes max(0, y) where its forward writes y.
 FUSED: dict[tuple[type, type], Callable[[Any, Any], Any]] = {
     (layer, ReLU): layer.forward_relu
-    for layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
+    for layer in (
+        Linear,
+        Conv1d,
+        Conv2d,
+        Conv3d,
+        ConvTranspose1d,
+        ConvTranspose2d,
+        ConvTranspose3d,
+    )
 }
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from convgrad import functional as F
+from convgrad.functional.linear import _linear_relu
 from convgrad.nn import init
 from convgrad.nn._tools import parameter
 from convgrad.nn.module import Module
@@ -51,6 +52,10 @@ class Linear(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias)
+
+    def forward_relu(self, input: Tensor) -> Tensor:
+        """relu(self(input)), in one pass."""
+        return _linear_relu(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return (
