@@ -412,7 +412,7 @@ ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
   if (is_product(s)) return ConvAlgorithm::kProduct;
   if (is_depthwise(s)) return ConvAlgorithm::kDepthwise;
   if (winograd && is_winograd_weight_faster<T>(s)) return ConvAlgorithm::kWinograd;
-  return slide ? ConvAlgorithm::kSlide : ConvAlgorithm::kTile;
+  return slide && is_slide_weight_faster(s) ? ConvAlgorithm::kSlide : ConvAlgorithm::kTile;
 }
 
 // dw and db from the chunks' sums.

@@ -170,9 +170,11 @@ WinogradDwPlan plan_winograd_backward_weight(const ConvShape& s) {
   sums.tap_sets = 3 * s.ker[0];
   sums.partial = ceil_div(sums.units() * sums.unit_size() + sums.blocks * sums.width, 16) * 16;
 
-  // Items: at most 32, of at least 128 tiles, together at most 2^21 elements (or one item's).
-  const int64_t wanted = max_of(
-      1, min_of(min_of(32, tiles.count * s.out[0] / 128), (int64_t{1} << 21) / sums.partial));
+  // Items: at most 32 of at least 128 tiles, or where there are too few for two, at most 4 of at
+  // least 24; together at most 2^21 elements (or one item's).
+  const int64_t total = tiles.count * s.out[0];
+  const int64_t fair = total >= 256 ? min_of(32, total / 128) : min_of(4, total / 24);
+  const int64_t wanted = max_of(1, min_of(fair, (int64_t{1} << 21) / sums.partial));
   p.blocks_per_item = ceil_div(p.blocks, wanted);
   const int64_t columns = ceil_div(p.blocks, p.blocks_per_item);
   p.depth = max_of(1, ceil_div(s.out[0], max_of(1, wanted / columns)));
