@@ -408,3 +408,9 @@ def test_instruction_counts_name_their_kernels():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "--update" in done.stdout
+
+
+def test_explain_as_an_option(capsys):
+    code, lines, _ = convgrad(capsys, "bench", "--explain")
+    assert code == 0
+    assert lines[1:] == convgrad(capsys, "bench", "explain")[1][1:]  # the first tells the load

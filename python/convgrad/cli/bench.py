@@ -45,7 +45,12 @@ def add_parser(subparsers: Any) -> None:
         "command line is wrong.",
     )
     _add_common(top, nested=False)
-    top.set_defaults(run=run, what="training", workloads=[], compile=False, png=None, parser=top)
+    top.add_argument(
+        "--explain", dest="what", action="store_const", const="explain", help="the same as explain"
+    )
+    top.set_defaults(
+        run=run, what="training", workloads=[], shapes=[], compile=False, png=None, parser=top
+    )
     names = top.add_subparsers(metavar="WHAT")
     for name, text, add_options in (
         ("training", "training steps of the workloads", _add_race),
