@@ -19,11 +19,21 @@
 
 namespace convgrad {
 
+// CUDA: where a kernel reports a value that the call could not check, such as a class out of range,
+// for the next call that synchronises to raise. Memory that the device and the host both see.
+struct ValueError {
+  unsigned raised;  // 1 from the first report on, which is the one that is kept
+  const char* op;
+  int64_t value, low, high;  // it should have been in [low, high)
+};
+
 // Where and with what a kernel runs.
 struct Exec {
-  void* stream = nullptr;     // CUDA: the stream; CPU: unused
-  int threads = 1;            // CPU: at most this many threads; CUDA: unused
-  void* workspace = nullptr;  // at least <op>_workspace(...) bytes
+  void* stream = nullptr;        // CUDA: the stream; CPU: unused
+  int threads = 1;               // CPU: at most this many threads; CUDA: unused
+  void* workspace = nullptr;     // at least <op>_workspace(...) bytes
+  const char* op = "";           // CUDA: the call, for errors
+  ValueError* errors = nullptr;  // CUDA: the device's
 };
 
 // What happens to an element v of a result, of channel k, before it is written: a layer's bias and

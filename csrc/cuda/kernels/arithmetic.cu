@@ -1,0 +1,46 @@
+// Arithmetic of two arrays, or of an array and a number.
+#include "cuda/launch.cuh"
+
+namespace convgrad::cuda {
+namespace {
+
+template <Binary kOp, class T>
+__device__ T combine(T a, T b) {
+  if constexpr (kOp == Binary::kAdd) return a + b;
+  if constexpr (kOp == Binary::kSub) return a - b;
+  if constexpr (kOp == Binary::kMul) return a * b;
+  if constexpr (kOp == Binary::kDiv) return a / b;
+  // NaN where either is: a comparison with NaN is false.
+  if constexpr (kOp == Binary::kMaximum) return a != a || a > b ? a : b;
+  if constexpr (kOp == Binary::kMinimum) return a != a || a < b ? a : b;
+}
+
+template <Binary kOp, class T>
+void run(const Exec& exec, int64_t n, const T* a, bool a_number, const T* b, bool b_number,
+         T* out) {
+  const int64_t a_step = a_number ? 0 : 1, b_step = b_number ? 0 : 1;
+  for_each(exec, n, [=] __device__(int64_t i) {
+    out[i] = combine<kOp>(a[i * a_step], b[i * b_step]);
+  });
+}
+
+template <class T>
+void binary(const Exec& exec, Binary op, int64_t n, const T* a, bool a_number, const T* b,
+            bool b_number, T* out) {
+  constexpr decltype(&run<Binary::kAdd, T>) kRun[] = {
+      run<Binary::kAdd, T>, run<Binary::kSub, T>,     run<Binary::kMul, T>,
+      run<Binary::kDiv, T>, run<Binary::kMaximum, T>, run<Binary::kMinimum, T>};
+  kRun[int(op)](exec, n, a, a_number, b, b_number, out);
+}
+
+template <class T>
+void add(Ops<T>& table) {
+  table.binary = binary<T>;
+}
+
+}  // namespace
+
+void add_arithmetic(Ops<float>& table) { add(table); }
+void add_arithmetic(Ops<double>& table) { add(table); }
+
+}  // namespace convgrad::cuda
