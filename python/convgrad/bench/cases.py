@@ -35,7 +35,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Case:
-    """``make(library)`` gives the call to time; ``algorithm()`` names how convgrad computes it."""
+    """``make(library)`` gives the call to time; ``algorithm(device)`` names how convgrad computes it."""
 
     op: str
     what: str
@@ -49,8 +49,8 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op} {self.what} {self.pass_}"
 
-    def algorithm(self) -> str:
-        return self.convolution.algorithms()[self.pass_] if self.convolution else ""
+    def algorithm(self, device: str = "cpu") -> str:
+        return self.convolution.algorithms(device)[self.pass_] if self.convolution else ""
 
 
 Function = Callable[..., Any]  # f(functional, *tensors)
