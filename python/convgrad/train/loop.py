@@ -118,7 +118,7 @@ def fit(
 
 
 def _device_of(model: Any) -> Any:
-    """Where the model's first parameter is; a model without parameters is taken to be on the CPU."""
+    """Where the model's first parameter is; without parameters the CPU."""
     return next((p.device for p in model.parameters()), "cpu")
 
 
