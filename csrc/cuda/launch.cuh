@@ -108,6 +108,34 @@ __device__ T block_reduce(T v, T (&scratch)[kThreads / kWarp], Combine combine) 
   return v;
 }
 
+// What a kernel computes in, for arrays of T: T itself. (Storage of 16 bits would be float here.)
+template <class T>
+struct AccOf {
+  using type = T;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+// N neighbouring elements, read or written by one access of at most 16 bytes.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Pack {
+  static_assert(N * sizeof(T) <= 16);
+  T v[N];
+  __device__ T& operator[](int i) { return v[i]; }
+  __device__ const T& operator[](int i) const { return v[i]; }
+};
+template <class T>
+constexpr int kPack = 16 / int(sizeof(T));
+// The pack at p, which is a multiple of its bytes.
+template <int N, class T>
+__device__ Pack<T, N> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+template <int N, class T>
+__device__ void store_pack(T* p, const Pack<T, N>& pack) {
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
 // Keeps the first report; see ValueError.
 __device__ inline void report(ValueError* errors, const char* op, int64_t value, int64_t low,
                               int64_t high) {
