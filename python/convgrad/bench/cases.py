@@ -35,7 +35,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Case:
-    """``make(library)`` gives the call to time; ``algorithm()`` names how convgrad computes it."""
+    """``make(library)`` gives the call to time; ``algorithm(device)`` is how we compute it."""
 
     op: str
     what: str
@@ -49,8 +49,8 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op} {self.what} {self.pass_}"
 
-    def algorithm(self) -> str:
-        return self.convolution.algorithms()[self.pass_] if self.convolution else ""
+    def algorithm(self, device: str = "cpu") -> str:
+        return self.convolution.algorithms(device)[self.pass_] if self.convolution else ""
 
 
 Function = Callable[..., Any]  # f(functional, *tensors)
@@ -276,7 +276,8 @@ def _others() -> Iterator[Case]:
     yield Case("sgd", "1M parameters, momentum", "step", _sgd, 0, 5 * FLOAT_BYTES * SGD_SIZE, True)
 
 
-# Convolutions of known networks, which fill a GPU: batch, channels in and out, size, kernel, stride.
+# Convolutions of known networks, which fill a GPU: batch, channels in and out, size, kernel and
+# stride.
 RESNET50 = (
     (32, 3, 64, 224, 7, 2), (32, 64, 64, 56, 1, 1), (32, 64, 64, 56, 3, 1), (32, 64, 256, 56, 1, 1),
     (32, 256, 64, 56, 1, 1), (32, 128, 128, 56, 3, 2), (32, 256, 512, 56, 1, 2),

@@ -84,14 +84,14 @@ def measure(
                 "op": case.op,
                 "what": case.what,
                 "pass": case.pass_,
-                "algorithm": case.algorithm(),
+                "algorithm": case.algorithm(device),
                 "ms": {name: 1e3 * t for name, t in times.items()},
                 "ratio": theirs / ours if theirs is not None else None,
                 "gflops": case.flops / ours / 1e9,
                 "gbytes": case.bytes / ours / 1e9,
                 "percent": 100 * floor / ours,
                 "bound": bound,
-                "winograd": WINOGRAD in case.algorithm(),
+                "winograd": WINOGRAD in case.algorithm(device),
             }
         )
     return rows
