@@ -24,7 +24,7 @@ void begin_launch_accesses();
 void begin_block_accesses();
 void end_epoch();            // __syncthreads(): what was is before what comes
 void end_warp_epoch(Warp&);  // __syncwarp() of the whole warp
-// The thread whose accesses are checked; null outside of kernels, and where checks are off.
-void set_checked(Thread* thread);
+// The thread that runs from now on; null outside of kernels.
+void set_running(Thread* thread);
 
 }  // namespace convgrad::cuda::sim

@@ -108,8 +108,7 @@ inline void __syncthreads(SIM_SITE) {
   convgrad::cuda::sim::block_barrier("__syncthreads", false, site);
 }
 inline int __syncthreads_count(int predicate, SIM_SITE) {
-  return int(
-      convgrad::cuda::sim::block_barrier("__syncthreads_count", predicate != 0, site));
+  return int(convgrad::cuda::sim::block_barrier("__syncthreads_count", predicate != 0, site));
 }
 inline int __syncthreads_or(int predicate, SIM_SITE) {
   return convgrad::cuda::sim::block_barrier("__syncthreads_or", predicate != 0, site) != 0;
@@ -167,17 +166,17 @@ inline void __trap(SIM_SITE) { convgrad::cuda::sim::trap(site); }
 template <class T>
 concept SimAtomic = std::is_same_v<T, int> || std::is_same_v<T, unsigned> ||
                     std::is_same_v<T, long long> || std::is_same_v<T, unsigned long long>;
-#define SIM_ATOMIC(name, expression)                                                            \
-  template <SimAtomic T>                                                                        \
-  T name(T* p, std::type_identity_t<T> v) {                                                     \
-    return convgrad::cuda::sim::atomic_update(p, [=](T old) { return T(expression); });         \
+#define SIM_ATOMIC(name, expression)                                                    \
+  template <SimAtomic T>                                                                \
+  T name(T* p, std::type_identity_t<T> v) {                                             \
+    return convgrad::cuda::sim::atomic_update(p, [=](T old) { return T(expression); }); \
   }
 SIM_ATOMIC(atomicAdd, old + v)
 SIM_ATOMIC(atomicSub, old - v)
 SIM_ATOMIC(atomicExch, ((void)old, v))
 SIM_ATOMIC(atomicMin, old < v ? old : v)
 SIM_ATOMIC(atomicMax, old > v ? old : v)
-SIM_ATOMIC(atomicAnd, old & v)
+SIM_ATOMIC(atomicAnd, old& v)
 SIM_ATOMIC(atomicOr, old | v)
 SIM_ATOMIC(atomicXor, old ^ v)
 SIM_ATOMIC(atomicInc, old >= v ? 0 : old + 1)

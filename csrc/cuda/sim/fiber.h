@@ -17,7 +17,8 @@ struct Fiber {
 #else
   ucontext_t context;
 #endif
-  unsigned char* stack = nullptr;  // kStackBytes, the lowest page a guard; none for the launch's own
+  unsigned char* stack =
+      nullptr;  // kStackBytes, the lowest page a guard; none for the launch's own
 };
 
 // Gives a fiber a stack.

@@ -20,8 +20,8 @@ Memory memory;
 namespace {
 
 constexpr uint64_t kAlign = 512, kGuard = 256;
-constexpr size_t kQuarantine = 16;             // freed blocks per size before one is used again
-constexpr uint64_t kReturn = 256 * 1024;       // freed blocks from this size give their pages back
+constexpr size_t kQuarantine = 16;        // freed blocks per size before one is used again
+constexpr uint64_t kReturn = 256 * 1024;  // freed blocks from this size give their pages back
 
 struct Block {
   uint64_t bytes, capacity;
@@ -61,8 +61,8 @@ uint64_t capacity_for(uint64_t bytes) {
 }
 
 void* map_pages(uint64_t bytes) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                 -1, 0);
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   return p;
 }

@@ -9,8 +9,8 @@ void copy_async(void* shared, const void* global, unsigned bytes, bool valid, Si
 void copy_async_commit();
 void copy_async_wait(unsigned pending);
 enum class Mma { kTf32, kBf16, kF16 };
-void mma(const char* name, Mma type, float (&d)[4], const uint32_t (&a)[4],
-         const uint32_t (&b)[2], Site site);
+void mma(const char* name, Mma type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+         Site site);
 void load_matrix_x4(const char* name, uint32_t (&r)[4], const void* shared, bool transposed,
                     Site site);
 uint32_t to_tf32(float x);

@@ -109,7 +109,7 @@ void resume(Thread& thread, Fiber& from) {
   machine.current = &thread;
   sim_thread_index = thread.index;
   if (thread.fiber == nullptr) thread.fiber = take_fiber();
-  if (machine.check) set_checked(&thread);
+  set_running(&thread);
   if (thread.fiber != &from) switch_fiber(from, *thread.fiber);
 }
 
@@ -117,7 +117,7 @@ void resume(Thread& thread, Fiber& from) {
 void wait() { resume(next_thread(), *machine.current->fiber); }
 
 [[noreturn]] void leave_block() {
-  set_checked(nullptr);
+  set_running(nullptr);
   Fiber abandoned;
   switch_fiber(abandoned, machine.host);
   __builtin_unreachable();
@@ -154,7 +154,7 @@ void thread_main() {
     end_thread();
     machine.idle.push_back(fiber);
     if (machine.exited == machine.threads) {
-      set_checked(nullptr);
+      set_running(nullptr);
       switch_fiber(*fiber, machine.host);
     } else {
       resume(next_thread(), *fiber);  // a new thread takes this fiber, the last made idle
@@ -213,8 +213,8 @@ void for_each_block(uint64_t blocks, F f) {
 
 void check_limits(const Launch& launch) {
   const auto refuse = [&](const std::string& text) {
-    throw std::runtime_error("[" + std::string(launch.op) + "] CUDA simulator: bad launch: " + text +
-                             ", kernel " + function_at(launch.kernel) + ".");
+    throw std::runtime_error("[" + std::string(launch.op) + "] CUDA simulator: bad launch: " +
+                             text + ", kernel " + function_at(launch.kernel) + ".");
   };
   const dim3 &grid = launch.grid, &block = launch.block;
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
@@ -230,8 +230,8 @@ void check_limits(const Launch& launch) {
   cudaGetDevice(&device);
   cudaStreamGetDevice(static_cast<cudaStream_t>(launch.stream), &stream_device);
   if (device != stream_device)
-    refuse("a stream of device " + std::to_string(stream_device) +
-           ", but the current device is " + std::to_string(device));
+    refuse("a stream of device " + std::to_string(stream_device) + ", but the current device is " +
+           std::to_string(device));
 }
 
 void begin_launch(const Launch& launch) {
@@ -260,8 +260,7 @@ void reset_fibers() {
 }
 
 void end_launch() {
-  if (machine.launch->shared_bytes > 0)
-    std::memset(memory.state, 0, machine.launch->shared_bytes);
+  if (machine.launch->shared_bytes > 0) std::memset(memory.state, 0, machine.launch->shared_bytes);
   machine.launch = nullptr;
   machine.current = nullptr;
 }
@@ -290,7 +289,7 @@ std::string name_of(Site site) {
 namespace {
 [[noreturn]] void fail_at(const char* kind, const std::string& text, const std::string& where) {
   const Launch& launch = *machine.launch;
-  set_checked(nullptr);
+  set_running(nullptr);
   machine.error = "[" + std::string(launch.op) + "] CUDA simulator: " + kind + ": " + text + ". " +
                   name_of(machine.block) + ", " + name_of(*machine.current) + ", " + where +
                   ", kernel " + function_at(launch.kernel) + ", grid " +
@@ -344,7 +343,8 @@ unsigned block_barrier(const char* name, bool predicate, Site site) {
     machine.barrier_name = name;
     machine.barrier_site = site;
     machine.votes = 0;
-  } else if (machine.barrier_site.line != site.line || std::strcmp(machine.barrier_name, name) != 0) {
+  } else if (machine.barrier_site.line != site.line ||
+             std::strcmp(machine.barrier_name, name) != 0) {
     fail("divergent barrier",
          std::string(name) + " while " + std::to_string(machine.waiting) + " threads wait in " +
              machine.barrier_name + " at " + name_of(machine.barrier_site),

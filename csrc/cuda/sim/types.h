@@ -3,20 +3,14 @@
 #include <bit>
 #include <cstdint>
 
-#define SIM_VECTOR2(name, type, align)   \
-  struct alignas(align) name##2 {        \
-    type x, y;                           \
-  };                                     \
+#define SIM_VECTOR2(name, type, align)          \
+  struct alignas(align) name##2 { type x, y; }; \
   constexpr name##2 make_##name##2(type x, type y) { return {x, y}; }
-#define SIM_VECTOR3(name, type)          \
-  struct name##3 {                       \
-    type x, y, z;                        \
-  };                                     \
+#define SIM_VECTOR3(name, type)     \
+  struct name##3 { type x, y, z; }; \
   constexpr name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }
-#define SIM_VECTOR4(name, type, align)   \
-  struct alignas(align) name##4 {        \
-    type x, y, z, w;                     \
-  };                                     \
+#define SIM_VECTOR4(name, type, align)                \
+  struct alignas(align) name##4 { type x, y, z, w; }; \
   constexpr name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 SIM_VECTOR2(char, signed char, 2)
@@ -59,18 +53,16 @@ inline float bf16_value(uint16_t bits) { return std::bit_cast<float>(uint32_t{bi
 
 }  // namespace convgrad::cuda::sim
 
-#define SIM_FLOAT16(type, to_bits, to_value)                                                    \
-  struct type {                                                                                 \
-    uint16_t bits;                                                                              \
-    type() = default;                                                                           \
-    type(float x) : bits(convgrad::cuda::sim::to_bits(x)) {}                                    \
-    type(double x) : type(float(x)) {}                                                          \
-    type(int x) : type(float(x)) {}                                                             \
-    operator float() const { return convgrad::cuda::sim::to_value(bits); }                      \
-  };                                                                                            \
-  struct alignas(4) type##2 {                                                                   \
-    type x, y;                                                                                  \
-  };
+#define SIM_FLOAT16(type, to_bits, to_value)                               \
+  struct type {                                                            \
+    uint16_t bits;                                                         \
+    type() = default;                                                      \
+    type(float x) : bits(convgrad::cuda::sim::to_bits(x)) {}               \
+    type(double x) : type(float(x)) {}                                     \
+    type(int x) : type(float(x)) {}                                        \
+    operator float() const { return convgrad::cuda::sim::to_value(bits); } \
+  };                                                                       \
+  struct alignas(4) type##2 { type x, y; };
 SIM_FLOAT16(__nv_bfloat16, bf16_bits, bf16_value)
 SIM_FLOAT16(__half, half_bits, half_value)
 #undef SIM_FLOAT16

@@ -149,8 +149,8 @@ void sync_warp(unsigned mask, Site site) {
   warp_operation("__syncwarp", mask, nullptr, sync_lanes, site);
 }
 
-void mma(const char* name, Mma type, float (&d)[4], const uint32_t (&a)[4],
-         const uint32_t (&b)[2], Site site) {
+void mma(const char* name, Mma type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+         Site site) {
   Product operand{d, a, b};
   constexpr WarpFunction kMultiply[] = {multiply_lanes<Mma::kTf32>, multiply_lanes<Mma::kBf16>,
                                         multiply_lanes<Mma::kF16>};
@@ -171,8 +171,10 @@ void copy_async(void* shared, const void* global, unsigned bytes, bool valid, Si
   Thread& thread = *machine.current;
   check_shared("copy_async", shared, bytes, site);
   if (reinterpret_cast<uintptr_t>(global) % bytes != 0)
-    fail("misaligned", "copy_async of " + std::to_string(bytes) + " bytes from " +
-                           hex(reinterpret_cast<uintptr_t>(global)), site);
+    fail("misaligned",
+         "copy_async of " + std::to_string(bytes) + " bytes from " +
+             hex(reinterpret_cast<uintptr_t>(global)),
+         site);
   if (valid) access(thread, Access::kRead, global, bytes, site);
   access(thread, Access::kWrite, shared, bytes, site);
   std::memset(shared, 0xFF, bytes);
