@@ -18,7 +18,7 @@ constexpr int64_t kColumnBlocks = kMaxBlocks / 8;  // wanted for large arrays
 // How the array is spread over blocks of threads.
 struct ColumnPlan {
   int64_t batches, rows, c;
-  int pack;           // channels of a thread: kPack<T>, or 1 where that does not divide c
+  int pack;           // channels of a thread, pack_of<T>(c)
   int width, height;  // a block's threads along the packs and along the rows
   int tiles;          // of width packs, along the channels
   int blocks;         // of block_rows rows, of a batch
@@ -33,6 +33,11 @@ struct ColumnPlan {
   }
 };
 
+template <class T>
+int pack_of(int64_t c) {
+  return c % kPack<T> == 0 ? kPack<T> : 1;
+}
+
 // c is at least 1.
 template <class T>
 ColumnPlan column_plan(int64_t batches, int64_t rows, int64_t c) {
@@ -40,7 +45,7 @@ ColumnPlan column_plan(int64_t batches, int64_t rows, int64_t c) {
   p.batches = batches;
   p.rows = rows;
   p.c = c;
-  p.pack = c % kPack<T> == 0 ? kPack<T> : 1;
+  p.pack = pack_of<T>(c);
   const int64_t packs = c / p.pack;
   p.tiles = int(ceil_div(packs, kColumnThreads));
   p.width = int(ceil_div(packs, p.tiles));
@@ -52,13 +57,13 @@ ColumnPlan column_plan(int64_t batches, int64_t rows, int64_t c) {
   return p;
 }
 
-// fn(pack, packed), integral_constants: the plan's pack, and whether it is one access.
+// fn(pack, packed), integral_constants: a thread's channels of rows of c, and whether they are read
+// by one access, which takes aligned arrays.
 template <class T, class Fn>
-void with_pack(const ColumnPlan& plan, bool packed, const Fn& fn) {
-  using One = std::integral_constant<int, 1>;
+void with_pack(int64_t c, bool aligned, const Fn& fn) {
   using Many = std::integral_constant<int, kPack<T>>;
-  if (plan.pack == 1) return fn(One{}, std::true_type{});
-  packed ? fn(Many{}, std::true_type{}) : fn(Many{}, std::false_type{});
+  if (pack_of<T>(c) == 1) return fn(std::integral_constant<int, 1>{}, std::true_type{});
+  aligned ? fn(Many{}, std::true_type{}) : fn(Many{}, std::false_type{});
 }
 
 // A thread's place: its channels, and every height-th row from `row` to `end`, of its batch.
@@ -174,7 +179,7 @@ inline int64_t column_parts(const ColumnPlan& plan, int sums) {
 template <class T, class Terms>
 void sum_columns(const Exec& exec, const ColumnPlan& plan, bool packed, const Terms& terms,
                  double* parts) {
-  with_pack<T>(plan, packed, [&](auto pack, auto is_packed) {
+  with_pack<T>(plan.c, packed, [&](auto pack, auto is_packed) {
     launch(exec, column_sums<Terms, pack.value, is_packed.value>, plan.grid(), dim3(kColumnThreads),
            sizeof(ColumnScratch<Terms::kSums, pack.value>), plan, terms, parts);
   });

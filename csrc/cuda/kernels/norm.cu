@@ -220,7 +220,7 @@ template <class T>
 void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean, const T* var,
                 const T* w, const T* b, const T* residual, bool relu, T* y) {
   const ColumnPlan plan = norm_plan<T>(s);
-  with_pack<T>(plan, aligned(x, residual, y), [&](auto pack, auto packed) {
+  with_pack<T>(s.c, aligned(x, residual, y), [&](auto pack, auto packed) {
     launch(exec, apply_kernel<T, pack.value, packed.value>, plan.grid(), dim3(kColumnThreads),
            sizeof(Coefficients<T, 3, pack.value>), plan, s.eps, x, Affine<T>{mean, var, w, b},
            residual, relu, y);
@@ -380,7 +380,7 @@ void input_gradient(const Exec& exec, const NormShape& s, const T* x,
                     const Gradient<T, kMasked>& dy, const Affine<T>& affine, const Line<T>* lines,
                     T* dx) {
   const ColumnPlan plan = norm_plan<T>(s);
-  with_pack<T>(plan, aligned(x, dy.dy, dy.mask, dx), [&](auto pack, auto packed) {
+  with_pack<T>(s.c, aligned(x, dy.dy, dy.mask, dx), [&](auto pack, auto packed) {
     launch(exec, input_gradient_kernel<T, kMasked, pack.value, packed.value>, plan.grid(),
            dim3(kColumnThreads), sizeof(Coefficients<T, 4, pack.value>), plan, s, x, dy, affine,
            lines, dx);
