@@ -296,16 +296,16 @@ py::object pad_constant(py::handle x_, py::handle low_, py::handle high_, double
 }  // namespace
 
 void bind_move(py::module_& m) {
-  m.def("channels_last", &channels_last);
-  m.def("contiguous", &contiguous);
-  m.def("is_channels_last", &is_channels_last);
-  m.def("empty_like", &empty_like);
-  m.def("cat", &cat);
-  m.def("narrow", &narrow);
-  m.def("split", &split);
-  m.def("index_rows", &index_rows);
-  m.def("index_add", &index_add);
-  m.def("pad_constant", &pad_constant);
+  def(m, "channels_last", &channels_last);
+  def(m, "contiguous", &contiguous);
+  def(m, "is_channels_last", &is_channels_last);
+  def(m, "empty_like", &empty_like);
+  def(m, "cat", &cat);
+  def(m, "narrow", &narrow);
+  def(m, "split", &split);
+  def(m, "index_rows", &index_rows);
+  def(m, "index_add", &index_add);
+  def(m, "pad_constant", &pad_constant);
 }
 
 }  // namespace convgrad::python
