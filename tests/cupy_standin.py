@@ -167,7 +167,11 @@ class Stream:
     null: Stream
 
     def __init__(
-        self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None
+        self,
+        null: bool = False,
+        non_blocking: bool = False,
+        ptds: bool = False,
+        priority: Any = None,
     ) -> None:
         self.ptr = 0 if null else sim.sim_create_stream()
 
@@ -435,7 +439,12 @@ class ndarray:
         return run
 
     def astype(
-        self, dtype: Any, order: str = "K", casting: str = "unsafe", subok: Any = None, copy: bool = True
+        self,
+        dtype: Any,
+        order: str = "K",
+        casting: str = "unsafe",
+        subok: Any = None,
+        copy: bool = True,
     ) -> ndarray:
         if not copy and self.dtype == dtype:
             return self
@@ -452,7 +461,9 @@ _METHODS = frozenset(
 )
 _COMPARISONS = ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
 _ABSENT = frozenset({"errstate", "require"})  # of NumPy's names that we use, CuPy has all others
-_WRITE_TO_FIRST = frozenset({"copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask"})
+_WRITE_TO_FIRST = frozenset(
+    {"copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask"}
+)
 
 
 def _host(value: Any) -> Any:
@@ -539,9 +550,7 @@ def _wrapped(result: Any, operands: Any) -> Any:
     return _new(result)
 
 
-def _run(
-    function: Any, args: Any, kwargs: dict[str, Any], out: Any = None, extra: Any = ()
-) -> Any:
+def _run(function: Any, args: Any, kwargs: dict[str, Any], out: Any = None, extra: Any = ()) -> Any:
     """The function, by NumPy, on arrays of the current device."""
     values = (*extra, *args, *kwargs.values())
     _check_current((*values, out))
@@ -637,7 +646,9 @@ def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", **_: 
     return _new(np.array(_nested(obj), dtype))
 
 
-def asarray(a: Any, dtype: Any = None, order: str | None = None, *, blocking: bool = False) -> ndarray:
+def asarray(
+    a: Any, dtype: Any = None, order: str | None = None, *, blocking: bool = False
+) -> ndarray:
     return array(a, dtype, copy=False, order=order or "K")
 
 
@@ -699,7 +710,9 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_") or name in _ABSENT:
         raise AttributeError(f"module 'cupy' has no attribute {name!r}")
     function = getattr(np, name)
-    return _function(function) if callable(function) and not isinstance(function, type) else function
+    return (
+        _function(function) if callable(function) and not isinstance(function, type) else function
+    )
 
 
 class cuda:

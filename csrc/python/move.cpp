@@ -201,6 +201,12 @@ Array index_vector(const char* op, py::handle index_, int64_t rows) {
   return index;
 }
 
+// IndexError unless every element of `index`, of any shape and integer type, is in [-rows, rows);
+// on CUDA the error comes later, as a ValueError.
+void check_index(py::handle index, int64_t rows) {
+  index_vector("index", index.attr("astype")("int64").attr("ravel")(), rows);
+}
+
 int64_t row_size(const Array& a) {
   int64_t cols = 1;
   for (int i = 1; i < a.rank; ++i) cols *= a.shape[i];
@@ -303,6 +309,7 @@ void bind_move(py::module_& m) {
   def(m, "cat", &cat);
   def(m, "narrow", &narrow);
   def(m, "split", &split);
+  def(m, "check_index", &check_index);
   def(m, "index_rows", &index_rows);
   def(m, "index_add", &index_add);
   def(m, "pad_constant", &pad_constant);

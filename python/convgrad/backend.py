@@ -61,9 +61,9 @@ class Backend:
         itself on the CPU."""
         return host
 
-    def small(self, values: Any, dtype: Any) -> Any:
-        """A new array of a few numbers that a kernel reads."""
-        return np.array(values, dtype)
+    def small(self, values: Any) -> Any:
+        """float64 or the NumPy array's type: a few numbers that a kernel reads."""
+        return np.asarray(values)
 
     def host(self, array: Any) -> np.ndarray:
         """The array in NumPy: itself on the CPU, else a C-order copy."""
@@ -93,8 +93,8 @@ class CudaBackend(Backend):
                 return self.xp.moveaxis(self.xp.asarray(np.moveaxis(host, 1, -1)), -1, 1)
             return self.xp.asarray(host)
 
-    def small(self, values: Any, dtype: Any) -> Any:
-        return self.lib.to_device(np.array(values, dtype), self.index)
+    def small(self, values: Any) -> Any:
+        return self.lib.to_device(np.asarray(values), self.index)
 
     def host(self, array: Any) -> np.ndarray:
         out = array.get()
@@ -120,7 +120,7 @@ class device(str):
 CPU = Backend("cpu", np, _cpu)
 _LIB_BY_TYPE: dict[type, Any] = {np.ndarray: _cpu}
 _cuda: list[CudaBackend] = []  # by index, once CUDA has been asked for
-_cuda_arrays: tuple[type, ...] = ()
+_cuda_arrays: Any = ()  # their type, in a tuple
 _default: Backend = CPU
 
 
@@ -144,7 +144,7 @@ def lib_of(array: Any) -> Any:
 
 def is_array(value: Any) -> bool:
     """Whether the value is an array of NumPy's or, once CUDA is in use, CuPy's."""
-    return isinstance(value, np.ndarray) or isinstance(value, _cuda_arrays)
+    return isinstance(value, (np.ndarray, _cuda_arrays))
 
 
 def host(array: Any) -> Any:

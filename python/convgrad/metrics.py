@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from convgrad.backend import host, is_array
 from convgrad.tensor import Tensor
 
 __all__ = ["accuracy", "binary_accuracy", "confusion_matrix", "precision_recall"]
@@ -13,7 +14,7 @@ __all__ = ["accuracy", "binary_accuracy", "confusion_matrix", "precision_recall"
 
 def _array(value: Any) -> np.ndarray:
     array = value.array if isinstance(value, Tensor) else value
-    return np.asarray(array.get() if hasattr(array, "get") else array)
+    return np.asarray(host(array) if is_array(array) else array)
 
 
 def accuracy(output: Any, target: Any) -> float:
