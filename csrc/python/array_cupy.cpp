@@ -92,10 +92,13 @@ void raise_errors(int device) {
   if (e->raised == 0 || e->op == nullptr) return;
   const ValueError found = *e;
   *e = ValueError{};
-  value_error(found.op, "A value must be in [" + std::to_string(found.low) + ", " +
-                            std::to_string(found.high) + "). Got " + std::to_string(found.value) +
-                            ". (cuda:" + std::to_string(device) +
-                            " found it after the call had returned.)");
+  const std::string low = std::to_string(found.low), high = std::to_string(found.high);
+  const std::string range = found.is_real ? "from " + low + " to " + high
+                                          : "in [" + low + ", " + high + ")";
+  const std::string value =
+      found.is_real ? std::string(py::str(py::float_(found.real))) : std::to_string(found.value);
+  value_error(found.op, "A value must be " + range + ". Got " + value + " (found on cuda:" +
+                            std::to_string(device) + " after the call had returned).");
 }
 
 // Waits for all work on the device, and raises what it reports.

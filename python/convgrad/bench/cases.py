@@ -35,7 +35,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Case:
-    """``make(library)`` gives the call to time; ``algorithm()`` names how convgrad computes it."""
+    """``make(library)`` gives the call to time; ``algorithm(device)`` is how we compute it."""
 
     op: str
     what: str
@@ -49,8 +49,8 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op} {self.what} {self.pass_}"
 
-    def algorithm(self) -> str:
-        return self.convolution.algorithms()[self.pass_] if self.convolution else ""
+    def algorithm(self, device: str = "cpu") -> str:
+        return self.convolution.algorithms(device)[self.pass_] if self.convolution else ""
 
 
 Function = Callable[..., Any]  # f(functional, *tensors)
@@ -276,5 +276,39 @@ def _others() -> Iterator[Case]:
     yield Case("sgd", "1M parameters, momentum", "step", _sgd, 0, 5 * FLOAT_BYTES * SGD_SIZE, True)
 
 
-def all_cases() -> list[Case]:
-    return [*_convolutions(), *_others()]
+# Convolutions of known networks, which fill a GPU: batch, channels in and out, size, kernel and
+# stride.
+RESNET50 = (
+    (32, 3, 64, 224, 7, 2), (32, 64, 64, 56, 1, 1), (32, 64, 64, 56, 3, 1), (32, 64, 256, 56, 1, 1),
+    (32, 256, 64, 56, 1, 1), (32, 128, 128, 56, 3, 2), (32, 256, 512, 56, 1, 2),
+    (32, 128, 128, 28, 3, 1), (32, 128, 512, 28, 1, 1), (32, 256, 256, 14, 3, 1),
+    (32, 1024, 256, 14, 1, 1), (32, 512, 512, 7, 3, 1), (32, 512, 2048, 7, 1, 1),
+)  # fmt: skip
+VGG16 = (
+    (16, 3, 64, 224, 3, 1), (16, 64, 64, 224, 3, 1), (16, 64, 128, 112, 3, 1),
+    (16, 128, 128, 112, 3, 1), (16, 256, 256, 56, 3, 1), (16, 512, 512, 28, 3, 1),
+    (16, 512, 512, 14, 3, 1),
+)  # fmt: skip
+UNET2D = ((4, 1, 64, 512, 3, 1), (4, 64, 64, 512, 3, 1), (4, 128, 128, 256, 3, 1),
+          (4, 512, 512, 64, 3, 1))  # fmt: skip
+UNET3D = ((1, 1, 32, 96, 3, 1), (1, 32, 32, 96, 3, 1), (1, 64, 64, 48, 3, 1),
+          (1, 128, 128, 24, 3, 1), (1, 256, 256, 12, 3, 1))  # fmt: skip
+
+
+def _networks() -> Iterator[Case]:
+    for network, dims, layers in (
+        ("ResNet-50", 2, RESNET50),
+        ("VGG-16", 2, VGG16),
+        ("U-Net", 2, UNET2D),
+        ("U-Net 3-D", 3, UNET3D),
+    ):
+        for n, c, k, size, kernel, stride in layers:
+            what = f"{network} k{kernel} {c}->{k} @{size} s{stride}, batch {n}"
+            x, w = (n, c, *[size] * dims), (k, c, *[kernel] * dims)
+            yield from conv_cases(what, x, w, stride=stride, quick=c == 64)
+
+
+def all_cases(device: str = "cpu") -> list[Case]:
+    """Of the sizes that keep the device busy for about a millisecond."""
+    networks = _networks() if device == "cuda" else ()
+    return [*networks, *_convolutions(), *_others()]

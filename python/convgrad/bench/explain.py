@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import convgrad
-from convgrad import _cpu, nn
+from convgrad import backend, nn
 from convgrad.bench.workloads import Workload
 
 __all__ = ["PASSES", "Convolution", "convolutions"]
@@ -30,15 +30,16 @@ class Convolution:
     groups: int = 1
     transposed: bool = False
 
-    def algorithms(self) -> dict[str, str]:
-        """Of each pass: the name of the algorithm for float32 on this instruction set."""
+    def algorithms(self, device: str = "cpu") -> dict[str, str]:
+        """Of each pass: the name of the algorithm for float32 on this processor or GPU."""
+        lib = backend.by_device(device).lib
         args = (
             self.x_shape, self.w_shape, self.stride, self.padding, self.dilation, self.groups
         )  # fmt: skip
         # What is the forward pass of one is backward_input of the other.
         other = {"forward": "backward_input", "backward_input": "forward"}
         computed = [other.get(name, name) if self.transposed else name for name in PASSES]
-        return {name: _cpu.conv_algorithm(*args, b) for name, b in zip(PASSES, computed)}
+        return {name: lib.conv_algorithm(*args, b) for name, b in zip(PASSES, computed)}
 
     def __str__(self) -> str:
         kind = "conv_transpose" if self.transposed else "conv"

@@ -8,23 +8,28 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import convgrad
-from convgrad import _cpu
+from convgrad import _cpu, backend
 from convgrad.bench.trainers import PEERS
 
 __all__ = ["about", "ceilings", "copy_bandwidth", "fma_peak"]
 
-COPY_MEGABYTES = (1, 8, 64)  # read and written together: in L2, in L3, in memory
+# Read and written together: in L2, in L3, in memory; on a GPU in L2, in memory.
+COPY_MEGABYTES = {"cpu": (1, 8, 64), "cuda": (16, 512)}
+# Work items that fill the machine: threads, or blocks of a GPU.
+ITEMS_PER_THREAD, GPU_ITEMS = 4, 132 * 64
 
 
-def about() -> dict[str, Any]:
+def about(device: str = "cpu") -> dict[str, Any]:
     """What figures are measured on and with."""
     return {
+        "device": _card() if device == "cuda" else "cpu",
         "date": time.strftime("%Y-%m-%d"),
         "convgrad": convgrad.__version__,
         "commit": _commit(),
@@ -69,35 +74,48 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def fma_peak(seconds: float = 0.1) -> float:
-    """FLOP/s of multiply-adds on registers alone, float32, by all threads; the best of many runs.
+def _card() -> str:
+    """Name of the GPU, and its driver's version."""
+    properties = convgrad.cuda.get_device_properties()
+    return f"{properties['name']}, driver {properties['driver']}"
 
-    The best, not the median: it is a ceiling.
-    """
-    y = np.empty(4 * convgrad.get_num_threads(), np.float32)  # work items
+
+def _best_rate(call: Callable[[], float], seconds: float, device: str) -> float:
+    """What ``call`` says it did, per second; the best of many runs: it is a ceiling."""
+    finish = convgrad.cuda.synchronize if device == "cuda" else lambda: None
+    call()
     best, end = 0.0, time.perf_counter() + seconds
     while not best or time.perf_counter() < end:
+        finish()
         start = time.perf_counter()
-        flops = _cpu.fma_rounds(y, 2000)
-        best = max(best, flops / (time.perf_counter() - start))
+        done = call()
+        finish()
+        best = max(best, done / (time.perf_counter() - start))
     return best
 
 
-def copy_bandwidth(megabytes: float, seconds: float = 0.1) -> float:
+def fma_peak(seconds: float = 0.1, device: str = "cpu") -> float:
+    """FLOP/s of multiply-adds on registers alone, float32, by all threads or the whole GPU."""
+    items = GPU_ITEMS if device == "cuda" else ITEMS_PER_THREAD * convgrad.get_num_threads()
+    y = convgrad.empty(items, device=device).array
+    lib = backend.lib_of(y)
+    return _best_rate(lambda: float(lib.fma_rounds(y, 2000)), seconds, device)
+
+
+def copy_bandwidth(megabytes: float, seconds: float = 0.1, device: str = "cpu") -> float:
     """Bytes per second read and written by a copy of two arrays of ``megabytes`` together."""
-    x = np.ones(max(1, int(megabytes * 1e6 / 8)), np.float32)
-    y = np.ones_like(x)
-    best, end = 0.0, time.perf_counter() + seconds
-    while not best or time.perf_counter() < end:
-        start = time.perf_counter()
-        _cpu.copy_dense(x, y)
-        best = max(best, 2 * x.nbytes / (time.perf_counter() - start))
-    return best
+    x = convgrad.ones(max(1, int(megabytes * 1e6 / 8)), device=device).array
+    y = convgrad.ones_like(convgrad.Tensor(x)).array
+    lib = backend.lib_of(x)
+
+    def copy() -> float:
+        lib.copy_dense(x, y)
+        return 2.0 * x.nbytes
+
+    return _best_rate(copy, seconds, device)
 
 
-def ceilings(seconds: float = 0.1) -> dict[str, Any]:
-    """{"fma_gflops", "copy_gbytes": {megabytes: GB/s}} for the threads now set."""
-    return {
-        "fma_gflops": fma_peak(seconds) / 1e9,
-        "copy_gbytes": {mb: copy_bandwidth(mb, seconds) / 1e9 for mb in COPY_MEGABYTES},
-    }
+def ceilings(seconds: float = 0.1, device: str = "cpu") -> dict[str, Any]:
+    """{"fma_gflops", "copy_gbytes": {megabytes: GB/s}} for the threads now set, or the GPU."""
+    copies = {mb: copy_bandwidth(mb, seconds, device) / 1e9 for mb in COPY_MEGABYTES[device]}
+    return {"fma_gflops": fma_peak(seconds, device) / 1e9, "copy_gbytes": copies}

@@ -30,7 +30,7 @@ def _kilobytes(field: str) -> int:
 
 def peak_megabytes(workload: Workload, side: str, threads: int) -> float:
     """In this process, which should be fresh: its memory now is the level to count from."""
-    make: Callable[[Workload, State | None], Trainer] = trainer
+    make: Callable[[Workload, State | None, str], Trainer] = trainer
     if side == OURS:
         convgrad.set_num_threads(threads)
     else:
@@ -38,7 +38,7 @@ def peak_megabytes(workload: Workload, side: str, threads: int) -> float:
         set_threads(threads)  # imports the library: its code does not count
     CLEAR.write_text("5", encoding="ascii")  # the high-water mark starts anew
     before = _kilobytes("VmRSS")
-    model = make(workload, None)
+    model = make(workload, None, "cpu")
     for _ in range(STEPS):
         model.step()
     return (_kilobytes("VmHWM") - before) / 1024

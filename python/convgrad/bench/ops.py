@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import math
 from collections.abc import Iterable, Mapping
@@ -15,13 +17,14 @@ from convgrad.extras import require
 __all__ = ["CONVGRAD", "OURS", "libraries", "measure"]
 
 OURS = "convgrad"
-CONVGRAD = Library(convgrad, convgrad.functional, convgrad.tensor)
+CONVGRAD = Library(convgrad, convgrad.functional, convgrad.tensor)  # on the CPU
 WINOGRAD = "winograd"  # algorithms with this in their name do fewer multiplications than counted
 
 
-def libraries() -> dict[str, Library]:
+def libraries(device: str = "cpu") -> dict[str, Library]:
     """convgrad, and PyTorch in both layouts where it is installed."""
-    found = {OURS: CONVGRAD}
+    ours = functools.partial(convgrad.tensor, device=device)
+    found = {OURS: dataclasses.replace(CONVGRAD, tensor=ours)}
     if importlib.util.find_spec("torch") is not None:
         torch = require("torch")
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -30,9 +33,12 @@ def libraries() -> dict[str, Library]:
             layout = formats.get(tensor.ndim)
             return tensor if layout is None else tensor.contiguous(memory_format=layout)
 
+        def tensor(array: Any) -> Any:
+            return torch.from_numpy(array).to(device)
+
         plain = torch.nn.functional
-        found["torch"] = Library(torch, plain, torch.from_numpy)
-        found["torch channels_last"] = Library(torch, plain, torch.from_numpy, last)
+        found["torch"] = Library(torch, plain, tensor)
+        found["torch channels_last"] = Library(torch, plain, tensor, last)
     return found
 
 
@@ -52,7 +58,11 @@ def _ceiling(case: Case, ceilings: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def measure(
-    cases: Iterable[Case], ceilings: Mapping[str, Any], rounds: int, seconds: float
+    cases: Iterable[Case],
+    ceilings: Mapping[str, Any],
+    rounds: int,
+    seconds: float,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """A row per case: "ms" per side, "ratio" of the faster torch layout to ours, rates.
 
@@ -61,10 +71,10 @@ def measure(
     cache than the copy's did.
     """
     rows = []
-    sides = libraries()
+    sides = libraries(device)
     for case in cases:
         calls = {name: case.make(library) for name, library in sides.items()}
-        blocks = in_turn(calls, rounds, seconds)
+        blocks = in_turn(calls, rounds, seconds, device)
         times = {name: median(block) for name, block in blocks.items()}
         ours = times[OURS]
         theirs = min((t for name, t in times.items() if name != OURS), default=None)
@@ -74,14 +84,14 @@ def measure(
                 "op": case.op,
                 "what": case.what,
                 "pass": case.pass_,
-                "algorithm": case.algorithm(),
+                "algorithm": case.algorithm(device),
                 "ms": {name: 1e3 * t for name, t in times.items()},
                 "ratio": theirs / ours if theirs is not None else None,
                 "gflops": case.flops / ours / 1e9,
                 "gbytes": case.bytes / ours / 1e9,
                 "percent": 100 * floor / ours,
                 "bound": bound,
-                "winograd": WINOGRAD in case.algorithm(),
+                "winograd": WINOGRAD in case.algorithm(device),
             }
         )
     return rows

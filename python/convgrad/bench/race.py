@@ -45,19 +45,21 @@ def worst_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     return worst
 
 
-def _sides(workload: Workload, compiled: bool) -> dict[str, Trainer]:
+def _sides(workload: Workload, compiled: bool, device: str) -> dict[str, Trainer]:
     """convgrad and its peers with equal weights, convgrad last: the first peer's are loaded."""
     sides: dict[str, Trainer] = {}
     state = None
-    for peer in peers_of(workload, compiled):
-        sides[peer.name] = peer.make(workload, state)
+    for peer in peers_of(workload, compiled, device):
+        sides[peer.name] = peer.make(workload, state, device)
         if state is None:
             state = sides[peer.name].state()
-    sides[OURS] = trainer(workload, state)
+    sides[OURS] = trainer(workload, state, device)
     return sides
 
 
-def check(workload: Workload, inference: bool = False, compiled: bool = False) -> dict[str, float]:
+def check(
+    workload: Workload, inference: bool = False, compiled: bool = False, device: str = "cpu"
+) -> dict[str, float]:
     """Trains all sides from equal weights; NotARaceError unless they agree and learn.
 
     A ReLU whose input is nearly 0 flips with the last bits, whoever rounds them, and each flip
@@ -68,7 +70,8 @@ def check(workload: Workload, inference: bool = False, compiled: bool = False) -
     errors = []
     for seed in range(workload.seed, workload.seed + BATCHES):
         try:
-            found = _check_batch(dataclasses.replace(workload, seed=seed), inference, compiled)
+            batch = dataclasses.replace(workload, seed=seed)
+            found = _check_batch(batch, inference, compiled, device)
         except NotARaceError as error:
             errors.append(error)
         else:
@@ -76,9 +79,11 @@ def check(workload: Workload, inference: bool = False, compiled: bool = False) -
     raise errors[0]
 
 
-def _check_batch(workload: Workload, inference: bool, compiled: bool) -> dict[str, float]:
+def _check_batch(
+    workload: Workload, inference: bool, compiled: bool, device: str
+) -> dict[str, float]:
     """check() on the workload's own batch."""
-    sides = _sides(workload, compiled)
+    sides = _sides(workload, compiled, device)
     values: dict[str, dict[str, Any]] = {}
     if inference:
         values["output"] = {name: side.eval().output() for name, side in sides.items()}
@@ -97,7 +102,7 @@ def _check_batch(workload: Workload, inference: bool, compiled: bool) -> dict[st
                 f"[{workload.name}] not a race: the loss fell by {fall:.0%} in {CHECKED_STEPS} "
                 f"steps, {LOSS_FALL:.0%} needed."
             )
-    own = {peer.name for peer in peers_of(workload) if peer.same_as}
+    own = {peer.name for peer in peers_of(workload, device=device) if peer.same_as}
     for kind, of in values.items():
         reference, *others = of
         differences = {name: worst_difference(of[name], of[reference]) for name in others}
@@ -122,6 +127,7 @@ def race(
     inference: bool = False,
     compiled: bool = False,
     agreement: dict[str, float] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Checks, then times all sides in turn, ``rounds`` blocks of ``seconds`` each.
 
@@ -129,10 +135,10 @@ def race(
     None without a peer. ``agreement`` is what an earlier check of the same sides found.
     """
     if agreement is None:
-        agreement = check(workload, inference, compiled)
-    sides = _sides(workload, compiled)
+        agreement = check(workload, inference, compiled, device)
+    sides = _sides(workload, compiled, device)
     calls = {name: side.eval().infer if inference else side.step for name, side in sides.items()}
-    blocks = in_turn(calls, rounds, seconds)
+    blocks = in_turn(calls, rounds, seconds, device)
     ms = {name: 1e3 * median(times) for name, times in blocks.items()}
     best = min((name for name in ms if name != OURS), key=lambda name: ms[name], default=None)
     return {

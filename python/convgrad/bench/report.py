@@ -57,11 +57,13 @@ def geometric_mean(values: Iterable[float]) -> float:
 def about_line(about: Mapping[str, Any]) -> str:
     commit = f" ({about['commit']})" if about["commit"] else ""
     exact = "; exact algorithms alone" if about["exact"] else ""
+    on_gpu = about["device"] != "cpu"
+    gpu = f"; {about['device']}, float32 precision {about['precision']}" if on_gpu else ""
     peers = "".join(f", {name} {version}" for name, version in about["peers"].items())
     return (
         f"convgrad {about['convgrad']}{commit}, {about['isa']}{peers}, NumPy {about['numpy']}, "
         f"Python {about['python']}; {about['threads']} threads of {about['cores']} processors, "
-        f"{about['cpu']}{exact}; load average {about['load']:.2f}; {about['date']}"
+        f"{about['cpu']}{gpu}{exact}; load average {about['load']:.2f}; {about['date']}"
     )
 
 

@@ -5,6 +5,7 @@ A peer needs a :class:`Trainer` and a line in PEERS.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -17,7 +18,16 @@ import convgrad
 from convgrad.bench.workloads import Workload
 from convgrad.extras import require
 
-__all__ = ["PEERS", "Peer", "State", "Trainer", "peers_of", "set_threads", "trainer"]
+__all__ = [
+    "PEERS",
+    "Peer",
+    "State",
+    "Trainer",
+    "peers_of",
+    "set_precision",
+    "set_threads",
+    "trainer",
+]
 
 State = Mapping[str, np.ndarray]
 
@@ -25,7 +35,8 @@ State = Mapping[str, np.ndarray]
 class Trainer:
     """One library with PyTorch's interface (``nn``, ``cat``, ``optim``) and one workload.
 
-    ``prepare(model, x)`` may change both, to another layout or to compiled code.
+    ``prepare(model, x)`` may change both, to another layout or to compiled code. ``tensor`` puts an
+    array where the model is trained, ``device``.
     """
 
     def __init__(
@@ -35,9 +46,11 @@ class Trainer:
         tensor: Callable[[np.ndarray], Any],
         state: State | None = None,
         prepare: Callable[[Any, Any], tuple[Any, Any]] = lambda model, x: (model, x),
+        device: str = "cpu",
     ) -> None:
         library.manual_seed(0)
         self.module = workload.build(library.nn, library.cat)
+        self.module.to(device)
         if state is not None:
             self.module.load_state_dict({name: tensor(value) for name, value in state.items()})
         x, self.target = (tensor(array) for array in workload.batch())
@@ -64,25 +77,30 @@ class Trainer:
         return self
 
     def output(self) -> dict[str, np.ndarray]:
-        return {"output": np.array(self.infer().numpy())}
+        return {"output": np.array(self.infer().cpu().numpy())}
 
     def gradients(self) -> dict[str, np.ndarray]:
-        return {name: np.array(p.grad.numpy()) for name, p in self.module.named_parameters()}
+        return {name: np.array(p.grad.cpu().numpy()) for name, p in self.module.named_parameters()}
 
     def state(self) -> dict[str, np.ndarray]:
         return {
-            name: np.array(value.detach().numpy())
+            name: np.array(value.detach().cpu().numpy())
             for name, value in self.module.state_dict().items()
         }
 
 
-def trainer(workload: Workload, state: State | None = None) -> Trainer:
+def trainer(workload: Workload, state: State | None = None, device: str = "cpu") -> Trainer:
     """convgrad's."""
-    return Trainer(workload, convgrad, convgrad.tensor, state)
+    tensor = functools.partial(convgrad.tensor, device=device)
+    return Trainer(workload, convgrad, tensor, state, device=device)
 
 
 def _torch(
-    workload: Workload, state: State | None, layout: bool = False, compiled: bool = False
+    workload: Workload,
+    state: State | None,
+    device: str,
+    layout: bool = False,
+    compiled: bool = False,
 ) -> Trainer:
     torch = require("torch", "parity")
 
@@ -92,10 +110,13 @@ def _torch(
             model, x = model.to(memory_format=last), x.to(memory_format=last)
         return (torch.compile(model) if compiled else model), x
 
-    return Trainer(workload, torch, lambda array: torch.from_numpy(np.array(array)), state, prepare)
+    def tensor(array: np.ndarray) -> Any:
+        return torch.from_numpy(np.array(array)).to(device)
+
+    return Trainer(workload, torch, tensor, state, prepare, device)
 
 
-def _jax(workload: Workload, state: State | None) -> Any:
+def _jax(workload: Workload, state: State | None, device: str) -> Any:
     from convgrad.bench.jax_peer import JaxTrainer
 
     return JaxTrainer(workload, state)
@@ -111,11 +132,12 @@ class Peer:
 
     name: str
     package: str
-    make: Callable[[Workload, State | None], Trainer]
+    make: Callable[[Workload, State | None, str], Trainer]  # the last is the device
     suits: Callable[[Workload], bool] = lambda workload: True
     same_as: str | None = None
     compiled: bool = False  # only where asked for: it takes minutes to start
     all_threads: bool = False  # it uses every processor, and cannot be told otherwise
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 def _has_images(workload: Workload) -> bool:
@@ -128,21 +150,21 @@ PEERS = (
     Peer(
         "torch channels_last",
         "torch",
-        lambda workload, state: _torch(workload, state, layout=True),
+        lambda workload, state, device: _torch(workload, state, device, layout=True),
         _has_images,
         same_as="torch",
     ),
     Peer(
         "torch compiled",
         "torch",
-        lambda workload, state: _torch(workload, state, compiled=True),
+        lambda workload, state, device: _torch(workload, state, device, compiled=True),
         compiled=True,
     ),
-    Peer("jax", "jax", _jax, all_threads=True),
+    Peer("jax", "jax", _jax, all_threads=True, devices=("cpu",)),
 )
 
 
-def peers_of(workload: Workload, compiled: bool = False) -> list[Peer]:
+def peers_of(workload: Workload, compiled: bool = False, device: str = "cpu") -> list[Peer]:
     """Those that are installed and can run it with as many threads as convgrad is set to."""
     all_threads = convgrad.get_num_threads() == os.cpu_count()
     return [
@@ -150,9 +172,20 @@ def peers_of(workload: Workload, compiled: bool = False) -> list[Peer]:
         for peer in PEERS
         if importlib.util.find_spec(peer.package) is not None
         and peer.suits(workload)
+        and device in peer.devices
         and (compiled or not peer.compiled)
         and (all_threads or not peer.all_threads)
     ]
+
+
+def set_precision(precision: str) -> None:
+    """Of products of float32 on a GPU, for convgrad and PyTorch: "highest" or "tf32"."""
+    convgrad.set_float32_precision(precision)
+    if importlib.util.find_spec("torch") is not None:
+        torch = require("torch")
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = True  # its fastest algorithm, found by trying
 
 
 def set_threads(n: int) -> None:

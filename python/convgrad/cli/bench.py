@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import convgrad
-from convgrad import viz
+from convgrad import backend, viz
 from convgrad.bench import cases, explain, machine, memory, ops, overhead, report
 from convgrad.bench.race import NotARaceError, race
-from convgrad.bench.trainers import set_threads
+from convgrad.bench.trainers import set_precision, set_threads
 from convgrad.bench.workloads import WORKLOADS, Workload
 from convgrad.cli.errors import UserError
 from convgrad.cli.options import positive_float, positive_int
@@ -28,6 +28,7 @@ QUICK_WORKLOADS = ("conv1d-150", "lenet")
 ROUNDS, SECONDS = 5, 0.7  # blocks per side, and the length of each
 QUICK_ROUNDS, QUICK_SECONDS = 2, 0.05
 OPS_SHARE = 0.05  # an operation's block is so much shorter than a workload's
+GPU_RUNNERS = ("training", "inference", "ops")
 Results = dict[str, Any]
 
 
@@ -81,6 +82,9 @@ def _add_common(parser: argparse.ArgumentParser, nested: bool) -> None:
     add("--seconds", type=positive_float, metavar="X",
         help=f"of a block; an operation's is {OPS_SHARE:g} of it (default: {SECONDS:g})"
     )  # fmt: skip
+    add("--device", "cpu", choices=("cpu", "cuda"), help="where to run (default: cpu)")
+    add("--precision", "highest", choices=("highest", "tf32"),
+        help="of float32 products on a GPU: plain float32, or TF32's 10 bits")  # fmt: skip
     add("--exact", False, action="store_true",
         help="only algorithms with the rounding of a plain sum: no Winograd")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the results here")
@@ -139,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
     if everything or picture:
         require("matplotlib.figure")  # said now, not after minutes
     set_threads(args.threads or convgrad.get_num_threads())
+    if args.device == "cuda":
+        _use_gpu(args)
     results: Results = {"about": _about(args)}
     try:
         with _exact_set(args.exact):
@@ -156,9 +162,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _use_gpu(args: argparse.Namespace) -> None:
+    if args.what not in GPU_RUNNERS:
+        args.parser.error(f"--device cuda runs {', '.join(GPU_RUNNERS)}")
+    if not convgrad.cuda.is_available():
+        raise UserError(f"no GPU to run on: {backend.cuda_status()}")
+    set_precision(args.precision)
+
+
 def _about(args: argparse.Namespace) -> dict[str, Any]:
-    return machine.about() | {
-        "exact": args.exact, "rounds": args.rounds, "seconds": args.seconds,
+    return machine.about(args.device) | {
+        "exact": args.exact, "precision": args.precision, "rounds": args.rounds,
+        "seconds": args.seconds,
     }  # fmt: skip
 
 
@@ -205,13 +220,14 @@ def _race(
     inference: bool = False,
     compiled: bool = False,
     checked: Iterable[Mapping[str, Any]] = (),
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """A row per workload. ``checked``: rows of a race of the same sides, not checked once more."""
     rows = []
     known = {row["workload"]: row["agreement"] for row in checked}
     for workload in workloads:
         agreement = known.get(workload.name)
-        rows.append(race(workload, rounds, seconds, inference, compiled, agreement))
+        rows.append(race(workload, rounds, seconds, inference, compiled, agreement, device))
         ms, ratio = rows[-1]["ms"], rows[-1]["ratio"]
         said = f"{ms['convgrad']:.2f} ms" + (f", {ratio:.2f}x" if ratio is not None else "")
         _say(f"{'inference' if inference else 'training'} {workload.name}: {said}")
@@ -220,18 +236,20 @@ def _race(
 
 def _run_race(args: argparse.Namespace) -> Results:
     workloads, inference = _workloads(args, args.workloads), args.what == "inference"
-    return {args.what: _race(workloads, args.rounds, args.seconds, inference, args.compile)}
+    settings = args.rounds, args.seconds, inference, args.compile
+    return {args.what: _race(workloads, *settings, device=args.device)}
 
 
 def _run_ops(args: argparse.Namespace) -> Results:
     only = getattr(args, "op", None)
     chosen = [
         case
-        for case in cases.all_cases()
+        for case in cases.all_cases(args.device)
         if (case.op in only if only else case.quick or not args.quick)
     ]
-    ceilings = machine.ceilings(0.02 if args.quick else 0.2)
-    rows = ops.measure(chosen, ceilings, min(args.rounds, 3), OPS_SHARE * args.seconds)
+    ceilings = machine.ceilings(0.02 if args.quick else 0.2, args.device)
+    seconds = OPS_SHARE * args.seconds
+    rows = ops.measure(chosen, ceilings, min(args.rounds, 3), seconds, args.device)
     return {"ceilings": ceilings, "ops": rows}
 
 

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints a table; the last line is the test accuracy."""
     apply_machine_options(args)
     config, task, model = run_folder.open_run(args.folder)
+    model.to(args.device)
     data = args.data or (config.get("data") and Path(config["data"]))
     try:
         test = task.load(data, config["seed"]).test()

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints path, class and probability of each image."""
     apply_machine_options(args)
     _, task, model = run_folder.open_run(args.folder)
+    model.to(args.device)
     pixels = np.stack([read_image(path, task.SHAPE, args.invert) for path in args.images])
     logits = train.predict(model, pixels[:, None])
     odds = np.exp(logits - logits.max(1, keepdims=True))

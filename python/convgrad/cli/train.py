@@ -175,7 +175,7 @@ def _load(args: argparse.Namespace, task: Any) -> Splits:
 
 def _build(args: argparse.Namespace, task: Any) -> Any:
     convgrad.manual_seed(args.seed)
-    return network(args.model, task.SHAPE, len(task.CLASSES))
+    return network(args.model, task.SHAPE, len(task.CLASSES)).to(args.device)
 
 
 def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict[str, Any]:

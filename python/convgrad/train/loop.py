@@ -117,16 +117,22 @@ def fit(
     return run.history
 
 
+def _device_of(model: Any) -> Any:
+    """Where the model's first parameter is; without parameters the CPU."""
+    return next((p.device for p in model.parameters()), "cpu")
+
+
 def _train_epoch(
     run: Run, loader: Batches, loss: Loss, metrics: Metrics, callbacks: Sequence[Callback]
 ) -> None:
     """One pass over the data, an update per batch."""
     model, optimizer, means = run.model, run.optimizer, _Means()
+    device = _device_of(model)
     model.train()
     run.batch = 0
     for x, target in loader:
         run.batch += 1
-        x, target = as_tensor(x), as_tensor(target)
+        x, target = as_tensor(x).to(device), as_tensor(target).to(device)
         output = model(x)
         value = loss(output, target)
         objective = value
@@ -155,10 +161,10 @@ def evaluate(
 
     Nothing is recorded on the tape, and the model's mode is put back.
     """
-    means = _Means()
+    means, device = _Means(), _device_of(model)
     with _evaluation(model):
         for x, target in loader:
-            x, target = as_tensor(x), as_tensor(target)
+            x, target = as_tensor(x).to(device), as_tensor(target).to(device)
             output = model(x)
             value = None if loss is None else loss(output, target)
             means.add(_measure(output, target, value, metrics or {}), x.shape[0])
@@ -167,10 +173,10 @@ def evaluate(
 
 def predict(model: Any, inputs: Any, batch_size: int = 256) -> np.ndarray:
     """The model's outputs for inputs (N, ...), in evaluation mode, as one array in C order."""
-    x = as_tensor(inputs).array
+    x, device = as_tensor(inputs).array, _device_of(model)
     with _evaluation(model):
         outputs = [
-            model(Tensor(x[i : i + batch_size])).numpy()
+            model(Tensor(x[i : i + batch_size]).to(device)).numpy()
             for i in range(0, max(len(x), 1), batch_size)
         ]
     return np.concatenate([np.ascontiguousarray(y) for y in outputs])
