@@ -455,9 +455,47 @@ class ndarray:
 
 
 _METHODS = frozenset(
-    "all any argmax argmin argpartition argsort choose clip compress conj cumprod cumsum diagonal "
-    "dot fill flatten max mean min nonzero partition prod ptp put ravel repeat reshape round "
-    "searchsorted sort squeeze std sum swapaxes take trace transpose var view".split()
+    [
+        "all",
+        "any",
+        "argmax",
+        "argmin",
+        "argpartition",
+        "argsort",
+        "choose",
+        "clip",
+        "compress",
+        "conj",
+        "cumprod",
+        "cumsum",
+        "diagonal",
+        "dot",
+        "fill",
+        "flatten",
+        "max",
+        "mean",
+        "min",
+        "nonzero",
+        "partition",
+        "prod",
+        "ptp",
+        "put",
+        "ravel",
+        "repeat",
+        "reshape",
+        "round",
+        "searchsorted",
+        "sort",
+        "squeeze",
+        "std",
+        "sum",
+        "swapaxes",
+        "take",
+        "trace",
+        "transpose",
+        "var",
+        "view",
+    ]
 )
 _COMPARISONS = ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
 _ABSENT = frozenset({"errstate", "require"})  # of NumPy's names that we use, CuPy has all others

@@ -1,6 +1,5 @@
 #include "cuda/device.h"
 
-#include <atomic>
 #include <cstring>
 #include <mutex>
 
@@ -21,6 +20,10 @@ __global__ void store_words(const Words words, int count, uint32_t* to) {
   for (int i = int(threadIdx.x); i < count; i += kThreads) to[i] = words.word[i];
 }
 
+// Not in errors_of(), nor atomic: the simulator has no hooks for what those would be compiled to.
+std::mutex errors_mutex;
+ValueError* errors[kMaxDevices];
+
 }  // namespace
 
 int current_device(const char* op) {
@@ -38,22 +41,16 @@ int device_count(const char* op) {
 }
 
 ValueError* errors_of(const char* op, int device) {
-  static std::atomic<ValueError*> errors[kMaxDevices];
-  static std::mutex mutex;
   if (device < 0 || device >= kMaxDevices)
     throw std::runtime_error("[" + std::string(op) + "] A device's number must be below " +
                              std::to_string(kMaxDevices) + ". Got " + std::to_string(device) + ".");
-  ValueError* found = errors[device].load(std::memory_order_acquire);
-  if (found != nullptr) return found;
-  const std::lock_guard<std::mutex> lock(mutex);
-  found = errors[device].load(std::memory_order_relaxed);
-  if (found != nullptr) return found;
+  const std::lock_guard<std::mutex> lock(errors_mutex);
+  if (errors[device] != nullptr) return errors[device];
   void* memory = nullptr;
   check(cudaHostAlloc(&memory, sizeof(ValueError), cudaHostAllocPortable | cudaHostAllocMapped),
         op);
   std::memset(memory, 0, sizeof(ValueError));
-  errors[device].store(static_cast<ValueError*>(memory), std::memory_order_release);
-  return static_cast<ValueError*>(memory);
+  return errors[device] = static_cast<ValueError*>(memory);
 }
 
 void upload(const Exec& exec, const void* host, int64_t bytes, void* device) {

@@ -93,8 +93,8 @@ void raise_errors(int device) {
   const ValueError found = *e;
   *e = ValueError{};
   const std::string low = std::to_string(found.low), high = std::to_string(found.high);
-  const std::string range = found.is_real ? "from " + low + " to " + high
-                                          : "in [" + low + ", " + high + ")";
+  const std::string range =
+      found.is_real ? "from " + low + " to " + high : "in [" + low + ", " + high + ")";
   const std::string value =
       found.is_real ? std::string(py::str(py::float_(found.real))) : std::to_string(found.value);
   value_error(found.op, "A value must be " + range + ". Got " + value + " (found on cuda:" +

@@ -23,7 +23,8 @@ uintptr_t create_stream() {
 }  // namespace
 
 void bind_simulator(py::module_& m) {
-  // The address of a new block between guards, of NaN bytes that count as never written; 0 for none.
+  // The address of a new block between guards, of NaN bytes that count as never written; 0 for
+  // none.
   m.def("sim_allocate",
         [](size_t bytes, int device) { return address(sim::allocate(bytes, device)); });
   m.def("sim_release", [](uintptr_t p) { sim::release(at(p)); });
