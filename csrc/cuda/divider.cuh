@@ -8,11 +8,12 @@ namespace convgrad::cuda {
 // and the hundred instructions of a 64-bit division (Granlund and Montgomery, 1994).
 struct Divider {
   using Wide = unsigned __int128;
-  int64_t d;
-  uint64_t multiplier;
-  unsigned shift;
+  int64_t d = 1;
+  uint64_t multiplier = 1;
+  unsigned shift = 0;
 
-  explicit Divider(int64_t divisor = 1) : d(divisor), shift(0) {
+  Divider() = default;
+  explicit Divider(int64_t divisor) : d(divisor) {
     while ((int64_t{1} << shift) < d) ++shift;
     multiplier = uint64_t((Wide{1} << 64) * Wide((int64_t{1} << shift) - d) / Wide(d) + 1);
   }

@@ -8,8 +8,7 @@ namespace convgrad::cuda {
 // Whether rows of `length` elements at these addresses (null: any) consist of whole packs.
 template <class T, class... P>
 bool are_packs(int64_t length, const P*... p) {
-  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
-  return length % kPack<T> == 0 && (aligned(p) && ...);
+  return length % kPack<T> == 0 && aligned(p...);
 }
 
 // The number of elements per access, for the compiler.

@@ -1,6 +1,8 @@
 // Rows of a matrix (rows, c), each worked on by a team of neighbouring threads: a few threads for
 // short rows, a warp, or a block for long ones, chosen by c alone.
 #pragma once
+#include <type_traits>
+
 #include "cuda/launch.cuh"
 
 namespace convgrad::cuda {
@@ -9,16 +11,12 @@ namespace {
 constexpr int kRowThreads = 256;
 constexpr int64_t kRowBlocks = kMaxBlocks / 4;  // so that one more block can add up their results
 
-template <int N>
-struct TeamSize {
-  static constexpr int value = N;
-};
-// fn(TeamSize<N>{}) with the team's size for rows of c elements.
+// fn(size), an integral_constant, with the team's size for rows of c elements.
 template <class Fn>
 void with_team(int64_t c, const Fn& fn) {
-  if (c <= 32) return fn(TeamSize<4>{});
-  if (c <= 4096) return fn(TeamSize<kWarp>{});
-  fn(TeamSize<kRowThreads>{});
+  if (c <= 32) return fn(std::integral_constant<int, 4>{});
+  if (c <= 4096) return fn(std::integral_constant<int, kWarp>{});
+  fn(std::integral_constant<int, kRowThreads>{});
 }
 
 // The blocks for `rows` rows, at least one: a kernel may have sums to write for no rows at all.
