@@ -2,8 +2,8 @@
 NumPy doing what CuPy would do on a card.
 
 It keeps to CuPy where the two libraries differ and our code could trip over it: no implicit
-conversion to NumPy and no mixing with its arrays, 0-d arrays where NumPy gives scalars, results in C
-order, no writes from host arrays, operands on the current device alone. test_cupy_standin.py
+conversion to NumPy and no mixing with its arrays, 0-d arrays where NumPy gives scalars, results in
+C order, no writes from host arrays, operands on the current device alone. test_cupy_standin.py
 compares names and signatures with CuPy itself, where that is installed.
 """
 
@@ -455,47 +455,13 @@ class ndarray:
 
 
 _METHODS = frozenset(
-    [
-        "all",
-        "any",
-        "argmax",
-        "argmin",
-        "argpartition",
-        "argsort",
-        "choose",
-        "clip",
-        "compress",
-        "conj",
-        "cumprod",
-        "cumsum",
-        "diagonal",
-        "dot",
-        "fill",
-        "flatten",
-        "max",
-        "mean",
-        "min",
-        "nonzero",
-        "partition",
-        "prod",
-        "ptp",
-        "put",
-        "ravel",
-        "repeat",
-        "reshape",
-        "round",
-        "searchsorted",
-        "sort",
-        "squeeze",
-        "std",
-        "sum",
-        "swapaxes",
-        "take",
-        "trace",
-        "transpose",
-        "var",
-        "view",
-    ]
+    {
+        *("all", "any", "argmax", "argmin", "argpartition", "argsort", "choose", "clip"),
+        *("compress", "conj", "cumprod", "cumsum", "diagonal", "dot", "fill", "flatten", "max"),
+        *("mean", "min", "nonzero", "partition", "prod", "put", "ravel", "repeat", "reshape"),
+        *("round", "searchsorted", "sort", "squeeze", "std", "sum", "swapaxes", "take", "trace"),
+        *("transpose", "var", "view"),
+    }
 )
 _COMPARISONS = ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
 _ABSENT = frozenset({"errstate", "require"})  # of NumPy's names that we use, CuPy has all others
