@@ -1,7 +1,7 @@
 """Brick, grass or gravel: 32x32 patches of three photographs that come with scikit-image.
 
 Nothing tells the classes apart but texture: a patch is brought to mean 0 and variance 1. The left
-240 columns are trained on and the right 240 tested on, with 32 columns between them that nobody sees.
+240 columns are trained on and the right 240 tested on; nobody sees the 32 between them.
 """
 
 from __future__ import annotations
