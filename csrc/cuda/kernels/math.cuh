@@ -29,8 +29,7 @@ __device__ inline float exponential(float high, float low = 0) {
   return (r * r * q + r + 1.0f) * two_to(half) * two_to(whole - half);
 }
 __device__ inline double exponential(double high, double low = 0) {
-  const double e = std::exp(high);
-  return e + e * low;
+  return std::exp(high) * (1 + low);
 }
 
 template <class T>
