@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convgrad import _cpu as lib
 from tests import helpers
+from tests.device import lib
 from tests.reference import move as reference
 
 pytestmark = pytest.mark.kernel
