@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import convgrad as cg
 import convgrad.functional as F
 from convgrad.functional.activation import Unary
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -257,7 +257,7 @@ def test_any_shape_and_strides(shape, steps, name):
         if len(shape) == 2
         else rng.standard_normal(shape)
     )
-    t = cg.Tensor(np.asarray(x), requires_grad=True)
+    t = tensor_on(np.asarray(x), requires_grad=True)
     y = getattr(F, name)(t)
     y.backward(cg.tensor(dy))
     np.testing.assert_allclose(values(y), reference.FUNCTIONS[name](x), rtol=1e-14, atol=1e-300)
@@ -279,7 +279,7 @@ def test_channels_last_stays(shape):
     x = np.moveaxis(np.ones((shape[0], *shape[2:], shape[1]), np.float32), -1, 1)
     a = np.ones(shape[1], np.float32)
     for fn in (F.relu, F.gelu, lambda t: F.prelu(t, cg.tensor(a)), lambda t: F.maxout(t, 1)):
-        t = cg.Tensor(x, requires_grad=True)
+        t = tensor_on(x, requires_grad=True)
         y = fn(t)
         y.backward(cg.tensor(np.ones(shape, np.float32)))  # C order: mixed with channels-last
         assert lib.is_channels_last(y.array) and lib.is_channels_last(t.grad.array)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import convgrad as cg
 import convgrad.functional as F
 from convgrad.random import default_generator
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 from tests.helpers import assert_gradients, assert_same_bits_for_any_threads, forward_and_gradients
 from tests.reference import dropout as reference
 
@@ -176,7 +176,7 @@ def test_any_shape_and_strides(shape, steps, per_channel):
 def test_channels_last_stays(shape):
     x = np.moveaxis(np.ones((shape[0], *shape[2:], shape[1]), np.float32), -1, 1)
     for fn in (F.dropout, F.dropout2d):
-        t = cg.Tensor(x, requires_grad=True)
+        t = tensor_on(x, requires_grad=True)
         y = fn(t, 0.5)
         y.backward(cg.tensor(np.ones(shape, np.float32)))  # C order: mixed with channels-last
         assert lib.is_channels_last(y.array) and lib.is_channels_last(t.grad.array)

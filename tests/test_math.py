@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 from convgrad.functional import math as cg_math
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 
 from .helpers import assert_gradients, assert_parity, assert_same_bits_for_any_threads, leaves
 
@@ -364,7 +364,7 @@ def test_same_bits_for_any_threads(seed):
 
     def run():
         for array in (x, lib.channels_last(x)):
-            t, b = cg.Tensor(array, True), cg.tensor(normal(6, 1, 1), requires_grad=True)
+            t, b = tensor_on(array, True), cg.tensor(normal(6, 1, 1), requires_grad=True)
             y = (t * b + b).exp() / (t * t + 1.0) + t
             y.backward(dy)
             yield from (values(y), values(t.grad), values(b.grad))
@@ -402,12 +402,12 @@ def test_channels_last_in_channels_last_out(name, shape):
     last = [lib.channels_last(normal(*shape, seed=i)) for i in (0, 1)]
     plain = [np.ascontiguousarray(a) for a in last]
     for a, b in ((last[0], last[1]), (last[0], plain[1]), (plain[0], last[1])):
-        x, w = cg.Tensor(a, True), cg.Tensor(b, True)
+        x, w = tensor_on(a, True), tensor_on(b, True)
         y = LAYOUT[name](x, w)
         if name in BINARY or a is last[0]:
             assert lib.is_channels_last(y.array)
         np.testing.assert_array_equal(
-            values(y), values(LAYOUT[name](cg.Tensor(plain[0]), cg.Tensor(plain[1])))
+            values(y), values(LAYOUT[name](tensor_on(plain[0]), tensor_on(plain[1])))
         )
         if y.requires_grad:
             y.sum().backward()
@@ -418,7 +418,7 @@ def test_channels_last_in_channels_last_out(name, shape):
 def test_strided_operands():
     x = normal(4, 6, 5)
     for view in (x[::-1], x[:, ::-2], x.transpose(2, 0, 1), x[:, :, ::2], x[:0]):
-        t = cg.Tensor(view)
+        t = tensor_on(view)
         np.testing.assert_array_equal(values(t * 2.0 + t), view * 2 + view)
         np.testing.assert_array_equal(values(-t), -view)
         np.testing.assert_allclose(values(t.exp()), np.exp(view), rtol=1e-6)  # both within 4 ULP

@@ -10,7 +10,7 @@ import pytest
 import convgrad as cg
 from convgrad import optim
 from convgrad.nn import utils
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 from tests.helpers import assert_same_bits_for_any_threads
 from tests.reference import optim as reference
 
@@ -29,7 +29,7 @@ def set_gradients(params, rng, skip=()):
     """New random gradients, channels-last, None for the indices in `skip`."""
     for i, p in enumerate(params):
         g = rng.standard_normal(p.shape).astype(p.array.dtype)
-        p.grad = None if i in skip else cg.Tensor(lib.channels_last(g))
+        p.grad = None if i in skip else tensor_on(lib.channels_last(g))
 
 
 SGD_OPTIONS = [
@@ -82,7 +82,7 @@ def test_whole_numbers_are_exact():
     exact, v = values(p).astype(np.float64), None
     for k in range(3):
         g = np.arange(81, dtype=np.float32)[::-1] * (4 - k)
-        p.grad = cg.Tensor(g)
+        p.grad = tensor_on(g)
         rule.step()
         d = g + 2.0 * exact
         v = d if v is None else 0.5 * v + d
@@ -146,11 +146,11 @@ def test_layouts_do_not_matter():
         lambda a: np.asfortranarray(a),
     ):
         for grad_view in (lambda a: lib.channels_last(a), lambda a: a[::1]):
-            p = cg.Tensor(view(w), requires_grad=True)
+            p = tensor_on(view(w), requires_grad=True)
             array = values(p)
             rule = optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True)
             for _ in range(2):
-                p.grad = cg.Tensor(grad_view(g))
+                p.grad = tensor_on(grad_view(g))
                 rule.step()
             assert p.array is array
             results.append(np.ascontiguousarray(array))
@@ -174,7 +174,7 @@ def test_state_dict_resumes_with_the_same_bits():
         for _ in range(2):
             set_gradients(params, rng)
             for p, q in zip(params, copies):
-                q.grad = cg.Tensor(p.grad.array)
+                q.grad = p.grad.detach()
             rule.step()
             resumed.step()
         for p, q in zip(params, copies):
@@ -252,7 +252,7 @@ def test_nan_gradients_show():
         rule = getattr(optim, name)([p], **options)
         g = np.ones(20, np.float32)
         g[3] = np.nan
-        p.grad = cg.Tensor(g)
+        p.grad = tensor_on(g)
         rule.step()
         assert np.isnan(values(p)[3]) and np.isfinite(np.delete(values(p), 3)).all()
 

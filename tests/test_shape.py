@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import convgrad as cg
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 
 from .helpers import (
     assert_gradients,
@@ -80,9 +80,9 @@ def test_any_layout_gives_the_same(name):
     dy = normal(*ONE[name](cg.tensor(x)).shape, seed=1)
     expected = forward_and_gradients(ONE[name], [x], dy)
     for array in (lib.channels_last(x), x.copy(), np.repeat(x, 2, 3)[..., ::2]):
-        t = cg.Tensor(array, True)
+        t = tensor_on(array, True)
         y = ONE[name](t)
-        y.backward(cg.Tensor(dy))
+        y.backward(tensor_on(dy))
         np.testing.assert_array_equal(values(y), expected[0])
         np.testing.assert_array_equal(values(t.grad), expected[1])
 
@@ -137,8 +137,8 @@ def test_cat_of_types(torch):
 
 def test_cat_is_channels_last():
     for shape in ((2, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 1)):
-        x = cg.Tensor(lib.channels_last(normal(*shape)), True)
-        plain = cg.Tensor(normal(*shape), True)
+        x = tensor_on(lib.channels_last(normal(*shape)), True)
+        plain = tensor_on(normal(*shape), True)
         y = cg.cat([x, plain, x], 1)
         assert lib.is_channels_last(y.array)
         y.sum().backward()

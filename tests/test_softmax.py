@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -106,7 +106,7 @@ def test_any_shape_and_strides(shape, steps, data):
     rng = np.random.default_rng(3)
     whole = rng.standard_normal([abs(s) * n for s, n in zip(steps, shape)])
     x = whole[tuple(slice(None, None, s) for s in steps[: len(shape)])]
-    t = cg.Tensor(x, requires_grad=True)
+    t = tensor_on(x, requires_grad=True)
     y = F.softmax(t, dim)
     y.backward(cg.tensor(np.ones(shape)))
     assert y.shape == tuple(shape) == t.grad.shape
@@ -119,7 +119,7 @@ def test_any_shape_and_strides(shape, steps, data):
 def test_channels_last_stays(shape):
     x = np.moveaxis(np.ones((shape[0], *shape[2:], shape[1]), np.float32), -1, 1)
     for dim in range(len(shape)):
-        t = cg.Tensor(x, requires_grad=True)
+        t = tensor_on(x, requires_grad=True)
         y = F.log_softmax(t, dim)
         y.backward(cg.tensor(np.ones(shape, np.float32)))  # C order: mixed with channels-last
         assert lib.is_channels_last(y.array) and lib.is_channels_last(t.grad.array)

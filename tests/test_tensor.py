@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convgrad as cg
-from tests.device import lib, values
+from tests.device import lib, tensor_on, values
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -167,9 +167,9 @@ def test_augmented_assignment(torch):
         total += out
         return total
 
-    for lib in (cg, torch):
-        x = lib.tensor([1.0, 2.0, 3.0], requires_grad=True)
-        residual(lib, x).sum().backward()
+    for library in (cg, torch):
+        x = library.tensor([1.0, 2.0, 3.0], requires_grad=True)
+        residual(library, x).sum().backward()
         np.testing.assert_allclose(np.asarray(x.grad), 4.5 - np.array([1.0, 2.0, 3.0]))
     x = cg.zeros(2)
     array = values(x)
@@ -189,7 +189,7 @@ def test_augmented_assignment(torch):
 
 @pytest.mark.quick
 def test_deepcopy_and_pickle():
-    x = cg.Tensor(lib.channels_last(normal(2, 3, 4, 5)), True)
+    x = tensor_on(lib.channels_last(normal(2, 3, 4, 5)), True)
     (x * x).sum().backward()
     for y in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
         assert y.requires_grad and y.is_leaf and y.dtype == x.dtype
