@@ -442,7 +442,7 @@ std::vector<std::string> case_names() {
 
 std::vector<float> run_case(const std::string& name, bool broken) {
   const Case& chosen = cases().at(name);
-  const Buffer x(counting(4 * kThreads)), y(std::vector<float>(kThreads, 0.0f));
+  const Buffer x(counting(4 * kThreads)), y(std::vector<float>(2 * kThreads, 0.0f));
   (broken ? chosen.broken : chosen.correct)(x, y);
   return y.values();
 }
