@@ -294,6 +294,8 @@ def randint(
     """Ints from low (0 if only one bound is given) to high - 1, int64."""
     if size is None:  # randint(high, size)
         low, high, size = 0, low, high
+    elif high is None:  # randint(high, size=size)
+        low, high = 0, low
     if high <= low:
         raise ValueError(f"[randint] high must be above low. Got {low} and {high}.")
     kind = np.int64 if dtype is None else dtype
