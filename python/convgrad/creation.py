@@ -107,8 +107,11 @@ def _filled(
 ) -> Tensor:
     target = backend.for_new(device)
     array = _allocate(op, shape, dtype, target)
-    with target.current():
+    if target is backend.CPU:
         array[...] = value
+    else:
+        with target.current():
+            array[...] = value
     return _leaf(array, requires_grad)
 
 
