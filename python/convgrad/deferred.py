@@ -9,7 +9,6 @@ tape has a node per op, and the bits are those of separate passes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +49,7 @@ class Pending:
         fits = residual.shape == self.shape and residual.dtype == self.dtype
         if self.residual is not None or not fits:
             return None
-        total = copy.copy(self)
+        total = Pending(self.shape, self.dtype, self.apply)
         total.residual = residual
         total.watched = list(self.watched)
         return total

@@ -258,7 +258,9 @@ class Tensor(_tape.TensorBase):
                     "[backward] gradient may be left out only for a tensor of one element. Got "
                     f"shape {self.shape}."
                 )
-            return np.ones(self.array.shape, self.array.dtype)
+            one = backend.lib_of(self.array).empty_like(self.array)
+            one.fill(1)
+            return one
         array = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
         if array.shape != self.shape or array.dtype != self.array.dtype:
             raise ValueError(
