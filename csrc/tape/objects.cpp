@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace convgrad::tape {
 
@@ -19,11 +20,30 @@ py::object owned(PyObject* object) {
   return py::reinterpret_steal<py::object>(object);
 }
 
+void set(PyObject*& slot, py::object value) {
+  Py_XDECREF(std::exchange(slot, value.release().ptr()));
+}
+
 bool flag(PyObject* object, PyObject* name) {
   const py::object value = owned(PyObject_GetAttr(object, name));
   const int truth = PyObject_IsTrue(value.ptr());
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
+}
+
+PyObject* source_of(PyObject* tensor) {
+  PyObject* node = as_tensor(tensor)->node;
+  if (is_none(node)) return tensor;
+  if (!PyObject_TypeCheck(node, op_base)) throw py::type_error("[Tensor] node must be an Op.");
+  return node;
+}
+
+Py_ssize_t count_of(PyObject* version) {
+  if (version == nullptr || !PyList_Check(version) || PyList_GET_SIZE(version) != 1)
+    throw py::type_error("[Tensor] version must be a list of one int.");
+  const Py_ssize_t count = PyLong_AsSsize_t(PyList_GET_ITEM(version, 0));
+  if (count == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return count;
 }
 
 namespace {
@@ -63,7 +83,7 @@ int tensor_init(PyObject* self, PyObject* args, PyObject* kwargs) {
   if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|p:Tensor", const_cast<char**>(names), &array,
                                    &requires_grad))
     return -1;
-  Py_SETREF(as_tensor(self)->array, Py_NewRef(array));
+  set(as_tensor(self)->array, borrowed(array));
   as_tensor(self)->requires_grad = requires_grad != 0;
   return 0;
 }
@@ -162,8 +182,8 @@ void op_free(PyObject* self) {
 
 PyMemberDef op_members[] = {
     {"saved", T_OBJECT_EX, offsetof(Op, saved), 0, nullptr},
-    {"needs", T_OBJECT_EX, offsetof(Op, needs), 0, nullptr},
-    {"edges", T_OBJECT_EX, offsetof(Op, edges), 0, nullptr},
+    {"needs", T_OBJECT_EX, offsetof(Op, needs), READONLY, nullptr},
+    {"edges", T_OBJECT_EX, offsetof(Op, edges), READONLY, nullptr},
     {"hooks", T_OBJECT_EX, offsetof(Op, hooks), 0, nullptr},
     {"after_relu", T_BOOL, offsetof(Op, after_relu), 0, nullptr},
     {"masks", T_BOOL, offsetof(Op, masks), 0, nullptr},
@@ -199,9 +219,9 @@ PyTypeObject* add_type(py::module_& m, const char* name, PyType_Slot* slots, siz
 
 }  // namespace
 
-py::object new_tensor(PyTypeObject* type, py::handle array) {
+py::object new_tensor(PyTypeObject* type, py::object array) {
   py::object self = owned(tensor_new(type, nullptr, nullptr));
-  Py_SETREF(as_tensor(self.ptr())->array, Py_NewRef(array.ptr()));
+  set(as_tensor(self.ptr())->array, std::move(array));
   return self;
 }
 

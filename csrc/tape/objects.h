@@ -10,7 +10,8 @@ namespace convgrad::tape {
 
 namespace py = pybind11;
 
-// An array with a place on the tape. Every pointer but `weakrefs` is an owned reference.
+// An array with a place on the tape. Every pointer but `weakrefs` is an owned reference, or null
+// where Python code has deleted the attribute.
 struct Tensor {
   PyObject_HEAD PyObject* array;  // the backend's own, or a deferred.Pending in a Deferred
   PyObject* node;                 // the operation that made it; None for a leaf
@@ -44,6 +45,7 @@ struct Op {
 // The types of these structs, bases of the Python classes.
 extern PyTypeObject *tensor_base, *op_base;
 
+inline bool is_none(const PyObject* object) { return object == nullptr || object == Py_None; }
 inline bool is_tensor(PyObject* object) { return PyObject_TypeCheck(object, tensor_base); }
 inline Tensor* as_tensor(PyObject* object) { return reinterpret_cast<Tensor*>(object); }
 inline Op* as_op(PyObject* object) { return reinterpret_cast<Op*>(object); }
@@ -61,10 +63,16 @@ extern Python python;
 py::object borrowed(PyObject* object);
 // Takes over a new reference; throws the Python error if there is none.
 py::object owned(PyObject* object);
+// slot = value, for a field of the structs above.
+void set(PyObject*& slot, py::object value);
 // A tensor of `type`, which extends tensor_base, with this array and no history.
-py::object new_tensor(PyTypeObject* type, py::handle array);
+py::object new_tensor(PyTypeObject* type, py::object array);
 // Whether object.name is true.
 bool flag(PyObject* object, PyObject* name);
+// Where a tensor's gradient goes: the Op that made it, or the leaf itself.
+PyObject* source_of(PyObject* tensor);
+// The number in a tensor's version.
+Py_ssize_t count_of(PyObject* version);
 
 // Whether operations are recorded, in this thread.
 extern thread_local bool recording;

@@ -24,7 +24,7 @@ class Call {
     if (PyTuple_CheckExact(out.ptr())) {
       result = several(out);
     } else {
-      result = tensor_of(out.ptr());
+      result = tensor_of(out);
       finish(&out, &result, 1);
     }
     return result;
@@ -48,10 +48,10 @@ class Call {
       arrays_.push_back(is_array ? array_of(value, absorbs) : borrowed(value));
       PyTuple_SET_ITEM(needs.ptr(), i, PyBool_FromLong(needed));
       PyTuple_SET_ITEM(edges.ptr(), i,
-                       needed ? edge_to(as_tensor(value)).release().ptr() : Py_NewRef(Py_None));
+                       needed ? edge_to(value).release().ptr() : Py_NewRef(Py_None));
       recorded_ |= needed;
     }
-    Py_SETREF(node()->needs, needs.release().ptr());
+    set(node()->needs, std::move(needs));
     if (!recorded_) return;
     edges_ = std::move(edges);
     PyObject* first = PyTuple_GET_ITEM(edges_.ptr(), 0);
@@ -62,14 +62,14 @@ class Call {
 
   // What forward gets of a tensor: its array, or, if the operation absorbs that, what it is to be.
   static py::object array_of(PyObject* tensor, bool absorbs) {
-    if (Py_TYPE(tensor) != python.deferred || absorbs) return borrowed(as_tensor(tensor)->array);
-    return owned(PyObject_GetAttrString(tensor, "array"));  // computes it
+    PyObject* array = as_tensor(tensor)->array;
+    const bool there = array != nullptr && (Py_TYPE(tensor) != python.deferred || absorbs);
+    return there ? borrowed(array) : owned(PyObject_GetAttrString(tensor, "array"));
   }
 
-  static py::object edge_to(Tensor* t) {
-    PyObject* source = t->node == Py_None ? reinterpret_cast<PyObject*>(t) : t->node;
-    const py::object index = owned(PyLong_FromSsize_t(t->index));
-    return owned(PyTuple_Pack(2, source, index.ptr()));
+  static py::object edge_to(PyObject* tensor) {
+    const py::object index = owned(PyLong_FromSsize_t(as_tensor(tensor)->index));
+    return owned(PyTuple_Pack(2, source_of(tensor), index.ptr()));
   }
 
   // node.forward(*arrays, *params)
@@ -101,8 +101,9 @@ class Call {
     throw error;
   }
 
-  static py::object tensor_of(PyObject* array) {
-    return new_tensor(Py_TYPE(array) == python.pending ? python.deferred : python.tensor, array);
+  static py::object tensor_of(const py::object& array) {
+    const bool pending = Py_TYPE(array.ptr()) == python.pending;
+    return new_tensor(pending ? python.deferred : python.tensor, array);
   }
 
   py::object several(const py::object& out) {
@@ -111,7 +112,7 @@ class Call {
     py::object result = owned(PyTuple_New(count));
     for (Py_ssize_t i = 0; i < count; ++i) {
       arrays.push_back(borrowed(PyTuple_GET_ITEM(out.ptr(), i)));
-      tensors.push_back(tensor_of(arrays.back().ptr()));
+      tensors.push_back(tensor_of(arrays.back()));
       PyTuple_SET_ITEM(result.ptr(), i, Py_NewRef(tensors.back().ptr()));
     }
     node()->outputs = count;
@@ -125,15 +126,15 @@ class Call {
     if (flag(cls_, view_name))
       for (Py_ssize_t i = 0; i < count; ++i) share_version(as_tensor(tensors[i].ptr()));
     if (!recorded_) return;
-    Py_SETREF(node()->edges, edges_.release().ptr());
+    set(node()->edges, std::move(edges_));
     for (Py_ssize_t i = 0; i < count; ++i) {
       if (!is_float(arrays[i].ptr())) continue;  // indices carry no gradients
       Tensor* t = as_tensor(tensors[i].ptr());
       t->requires_grad = true;
-      Py_SETREF(t->node, Py_NewRef(node_.ptr()));
+      set(t->node, node_);
       t->index = i;
     }
-    if (PyObject_IsTrue(node()->saved) == 0) return;
+    if (is_none(node()->saved) || PyObject_IsTrue(node()->saved) == 0) return;
     node()->seen.reserve(arrays_.size() + count);
     for (size_t i = 0; i < arrays_.size(); ++i)
       if (is_tensor(input(i))) see(as_tensor(input(i)), arrays_[i].ptr());
@@ -147,7 +148,9 @@ class Call {
     bool shared = view->array == source->array || base.ptr() == source->array;
     if (!shared && !base.is_none())
       shared = base.is(owned(PyObject_GetAttrString(source->array, "base")));
-    if (shared) Py_SETREF(view->version, Py_NewRef(source->version));
+    if (!shared) return;
+    count_of(source->version);  // that it is one
+    set(view->version, borrowed(source->version));
   }
 
   static bool is_float(PyObject* array) {
@@ -159,8 +162,7 @@ class Call {
   }
 
   void see(const Tensor* t, const void* array) {
-    const Py_ssize_t count = PyLong_AsSsize_t(PyList_GetItem(t->version, 0));
-    node()->seen.push_back({borrowed(t->version), count, array});
+    node()->seen.push_back({borrowed(t->version), count_of(t->version), array});
   }
 
   PyObject* cls_;
@@ -186,6 +188,8 @@ PyObject* apply(PyObject* cls, PyObject* const* args, Py_ssize_t count) {
         .ptr();
   } catch (py::error_already_set& error) {
     error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
   }

@@ -36,10 +36,7 @@ class Walk {
 
   void run(const py::sequence& tensors, const py::sequence& gradients) {
     std::vector<PyObject*> roots;
-    for (const py::handle t : tensors) {
-      PyObject* node = as_tensor(t.ptr())->node;
-      roots.push_back(node == Py_None ? t.ptr() : node);
-    }
+    for (const py::handle t : tensors) roots.push_back(source_of(t.ptr()));
     for (PyObject* root : roots) count_uses(root);
     for (size_t i = 0; i < roots.size(); ++i)
       arrive(roots[i], as_tensor(py::object(tensors[i]).ptr())->index, gradients[i], {});
@@ -117,9 +114,8 @@ class Walk {
   }
 
   static void accumulate(Tensor* leaf, const py::object& gradient, bool is_owned) {
-    const bool plain = leaf->hooks == Py_None && leaf->post_hooks == Py_None;
-    if (plain && is_owned && leaf->grad == Py_None) {
-      Py_SETREF(leaf->grad, new_tensor(python.tensor, gradient).release().ptr());
+    if (is_owned && is_none(leaf->grad) && is_none(leaf->hooks) && is_none(leaf->post_hooks)) {
+      set(leaf->grad, new_tensor(python.tensor, gradient));
     } else {
       py::handle(reinterpret_cast<PyObject*>(leaf)).attr("_accumulate")(gradient, is_owned);
     }
@@ -157,7 +153,7 @@ class Walk {
 
   // Whether nobody looks at the gradient of the ReLU's output before the ReLU itself does.
   bool may_mask(PyObject* edge) const {
-    if (as_op(PyTuple_GET_ITEM(edge, 0))->hooks != Py_None) return false;
+    if (!is_none(as_op(PyTuple_GET_ITEM(edge, 0))->hooks)) return false;
     return wanted_.is_none() || !py::dict(wanted_).contains(borrowed(edge));
   }
 
@@ -169,7 +165,7 @@ class Walk {
     op->masked = arrived.masked;
     op->masks = masks;
     std::vector<py::object> gradients = arrived.gradients;
-    if (op->hooks != Py_None) {
+    if (!is_none(op->hooks)) {
       const py::object hooked = call(python.hooked, arrived.target, list_of(gradients));
       for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = hooked[py::int_(i)];
       op->owned = op->masked = false;
@@ -181,8 +177,8 @@ class Walk {
 
   // RuntimeError if an array that was saved has been changed since.
   static void check_unchanged(const Op* op, const Seen& seen) {
-    const Py_ssize_t now = PyLong_AsSsize_t(PyList_GetItem(seen.version.ptr(), 0));
-    if (now == seen.count) return;
+    const Py_ssize_t now = count_of(seen.version.ptr());
+    if (now == seen.count || is_none(op->saved)) return;
     for (const py::handle array : borrowed(op->saved)) {
       if (array.ptr() != seen.array) continue;  // a saved array is alive, its address its own
       PyErr_Format(PyExc_RuntimeError,
@@ -203,9 +199,9 @@ class Walk {
 
   // Frees everything the forward pass kept.
   static void release(Op* op) {
-    Py_SETREF(op->saved, PyTuple_New(0));
-    Py_SETREF(op->edges, Py_NewRef(Py_None));
-    Py_SETREF(op->hooks, Py_NewRef(Py_None));
+    set(op->saved, owned(PyTuple_New(0)));
+    set(op->edges, py::none());
+    set(op->hooks, py::none());
     op->seen.clear();
     PyDict_Clear(owned(PyObject_GenericGetDict(reinterpret_cast<PyObject*>(op), nullptr)).ptr());
   }
