@@ -60,7 +60,8 @@ class Norm(Op):
 def _pending(lib: Any, op: str, x: Array, w: Array | None, b: Array | None, *args: Any) -> Pending:
     """y, to be computed with what follows it. w and b are copied: the optimizer may change them
     before that."""
-    w, b = (None if a is None else a.copy() for a in (w, b))
+    w = None if w is None else w.copy()
+    b = None if b is None else b.copy()
 
     def apply(relu: bool, residual: Array | None) -> Array:
         return lib.norm_apply(op, x, w, b, *args, relu, residual)
