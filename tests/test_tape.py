@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import convgrad as cg
-from convgrad import nn
+from convgrad import _tape, nn
 from convgrad.autograd import Op
 
 
@@ -99,6 +99,11 @@ def test_backward_may_give_fewer_gradients_than_there_are_inputs():
     assert a.grad.tolist() == [2, 2] and b.grad is None
 
 
+def test_a_walk_starts_at_tensors():
+    with pytest.raises(TypeError, match="starts at tensors"):
+        _tape.walk([3], [None], False, None)
+
+
 def test_apply_wants_a_sequence():
     with pytest.raises(TypeError, match="inputs are missing"):
         Twice.apply()
@@ -140,5 +145,9 @@ def test_spoilt_attributes_are_errors():
     for name in ("edges", "needs"):
         with pytest.raises(AttributeError):
             setattr(y.node, name, ())
+    y.index = 7
+    with pytest.raises(IndexError):
+        y.backward(cg.ones_like(y))
+    y.index = 0
     del y.node.saved
     y.backward(cg.ones_like(y))

@@ -32,6 +32,7 @@ bool flag(PyObject* object, PyObject* name) {
 }
 
 PyObject* source_of(PyObject* tensor) {
+  if (!is_tensor(tensor)) throw py::type_error("[backward] The graph starts at tensors.");
   PyObject* node = as_tensor(tensor)->node;
   if (is_none(node)) return tensor;
   if (!PyObject_TypeCheck(node, op_base)) throw py::type_error("[Tensor] node must be an Op.");

@@ -6,7 +6,7 @@
 namespace convgrad::tape {
 namespace {
 
-// Nothing is recorded while one of these lives.
+// Switches recording off, in this thread, as long as it lives.
 class Unrecorded {
  public:
   Unrecorded() : before_(recording) { recording = false; }
@@ -91,7 +91,7 @@ class Walk {
     } else {
       to.masked &= manner.masked;
     }
-    py::object& sum = to.gradients[index];
+    py::object& sum = to.gradients.at(index);
     if (sum.is_none()) {
       sum = gradient;
     } else {
