@@ -114,11 +114,14 @@ void pack_rows(const T* src, int64_t pitch, int64_t used, int64_t depth, int64_t
 template <class T>
 void pack_columns(const T* src, int64_t pitch, int64_t used, int64_t depth, int64_t width, T* dst) {
   constexpr int L = kLanes<T>;
-  for (int64_t j = 0; j < depth; ++j, src += pitch, dst += width) {
-    const int64_t readable = (depth - 1 - j) * pitch + used;
-    for (int64_t i = 0; i < used; i += L)
-      store(dst + i, readable >= i + L ? load(src + i) : load_first(src + i, readable - i));
+  int64_t j = 0;
+  for (const int64_t whole = ceil_div(used, L) * L; j < depth; ++j, src += pitch, dst += width) {
+    if ((depth - 1 - j) * pitch + used < whole) break;
+    for (int64_t i = 0; i < whole; i += L) store(dst + i, load(src + i));
   }
+  for (; j < depth; ++j, src += pitch, dst += width)
+    for (int64_t i = 0; i < used; i += L)
+      store_first(dst + i, load_first(src + i, min_of(L, used - i)), min_of(L, used - i));
 }
 
 // Whether tiles may read rows of such a pitch side by side. Rows a large power of two apart share
@@ -135,6 +138,7 @@ struct Cuts {
   Cuts(int64_t n, int64_t most, int64_t multiple)
       : count(n), unit(multiple), units(ceil_div(n, multiple)), pieces(ceil_div(n, most)) {}
   int64_t at(int64_t piece) const { return min_of(count, units * piece / pieces * unit); }
+  int64_t size(int64_t piece) const { return at(piece + 1) - at(piece); }
 };
 
 // The panels of some rows of src, of `depth` columns: views of src itself if `in_place`, except for
@@ -164,7 +168,7 @@ struct GemmPanels {
     return *this;
   }
   void pack(int64_t piece, int64_t j, int64_t columns) const {
-    const int64_t first = cuts.at(piece), used = cuts.at(piece + 1) - first;
+    const int64_t first = cuts.at(piece), used = cuts.size(piece);
     const T* from = src.at(first, j).data;
     T* to = panel(piece) + j * pitch;
     if (src.row == 1)
@@ -291,6 +295,11 @@ GemmTile<T> gemm_tile_for(int64_t rows, int64_t cols) {
 struct GemmBlock {
   int64_t rows, cols, depth, row_panels, scratch;  // elements of packed rows, and of all
 };
+inline Cuts row_blocks(int64_t rows, const GemmBlock& block) { return {rows, block.rows, 2}; }
+template <class T>
+Cuts col_blocks(int64_t cols, const GemmBlock& block) {
+  return {cols, block.cols, kGemmCols<T>};
+}
 // About 168 x 256, which amortises packing, and less where that gives fewer than `wanted` blocks.
 // Rows and columns never change a sum, so they may follow from the number of threads.
 template <class T>
@@ -344,10 +353,10 @@ void gemm_item(const GemmBlock& block, int64_t k, MatrixView<T> a, MatrixView<T>
     const bool add = k0 > 0;
     k0 += depth;
     for (int64_t col = 0; col < col_cuts.pieces; ++col) {
-      const int64_t j = col_cuts.at(col), width = col_cuts.at(col + 1) - j;
+      const int64_t j = col_cuts.at(col), width = col_cuts.size(col);
       const MatrixView<T> right = cols.at(col);
       for (int64_t row = 0; row < row_cuts.pieces; ++row) {
-        const int64_t i = row_cuts.at(row), height = row_cuts.at(row + 1) - i;
+        const int64_t i = row_cuts.at(row), height = row_cuts.size(row);
         const MatrixView<T> left = rows.at(row);
         gemm_tile_for<T>(height, width)(depth, left.data, left.row, left.col, right.data, right.col,
                                         c.c + i * c.pitch + j, c.pitch, height, width, add);
@@ -361,7 +370,7 @@ void gemm_item(const GemmBlock& block, int64_t k, MatrixView<T> a, MatrixView<T>
 // workspace, at most 2^20 elements in all; the chunks are added in order.
 struct GemmPlan {
   GemmBlock block;
-  int64_t rows, cols;  // blocks of c
+  Cuts rows, cols;  // blocks of c
   int64_t chunks, depth;
 };
 
@@ -369,29 +378,26 @@ template <class T>
 bool cuts_depth(const GemmShape& s) {
   return s.batch == 1 && s.m * s.n > 0 && s.m * s.n <= 1 << 16 && s.k >= 4096;
 }
-// Blocks of c wanted of a product: 2 us of work at least in each of `threads`, 4 us in up to four
-// times as many.
+// Blocks of c wanted for more threads than one: as many as have 4 us of work, up to four for each
+// thread, or one for each that has 2 us.
 template <class T>
 int64_t wanted_blocks(const GemmShape& s, int threads) {
-  const int64_t work = gemm_work<T>(s);
-  return max_of(min_of(threads, work >> 15), min_of(4 * threads, work >> 16));
+  if (threads == 1) return 1;
+  const int64_t work = gemm_work<T>(s), per_thread = min_of(4, (work >> 16) / threads);
+  return max_of(min_of(threads, work >> 15), per_thread * threads);
 }
 
 template <class T>
 GemmPlan plan_gemm(const GemmShape& s, int threads) {
-  GemmPlan p{};
-  p.chunks = 1;
-  p.depth = s.k;
+  int64_t chunks = 1, depth = s.k;
   if (cuts_depth<T>(s)) {
-    const int64_t chunks = min_of(min_of(64, s.k >> 10), (int64_t{1} << 20) / (s.m * s.n));
-    p.depth = ceil_div(ceil_div(s.k, chunks), kGemmDepth) * kGemmDepth;
-    p.chunks = ceil_div(s.k, p.depth);
+    chunks = min_of(min_of(64, s.k >> 10), (int64_t{1} << 20) / (s.m * s.n));
+    depth = ceil_div(ceil_div(s.k, chunks), kGemmDepth) * kGemmDepth;
+    chunks = ceil_div(s.k, depth);
   }
-  const int64_t products = max_of(1, s.batch * p.chunks);
-  p.block = gemm_block<T>(s.m, s.n, p.depth, ceil_div(wanted_blocks<T>(s, threads), products));
-  p.rows = ceil_div(s.m, p.block.rows);
-  p.cols = ceil_div(s.n, p.block.cols);
-  return p;
+  const int64_t wanted = ceil_div(wanted_blocks<T>(s, threads), max_of(1, s.batch * chunks));
+  const GemmBlock block = gemm_block<T>(s.m, s.n, depth, wanted);
+  return {block, row_blocks(s.m, block), col_blocks<T>(s.n, block), chunks, depth};
 }
 
 template <class T>
@@ -411,9 +417,11 @@ void packed_gemm(const Exec& exec, const GemmShape& s, const T* a, const T* b,
   T* partial = scratch + exec.threads * p.block.scratch;
   const int64_t partial_size = ceil_div(s.m * s.n, 16) * 16;
   const int64_t outer = s.batch * p.chunks;  // one of the two is 1
-  parallel_for(exec, outer * p.rows * p.cols, gemm_work<T>(s), [&](int64_t item, int thread) {
-    const int64_t o = item / (p.rows * p.cols);
-    const int64_t i = item / p.cols % p.rows * p.block.rows, j = item % p.cols * p.block.cols;
+  const int64_t blocks = p.rows.pieces * p.cols.pieces;
+  parallel_for(exec, outer * blocks, gemm_work<T>(s), [&](int64_t item, int thread) {
+    const int64_t o = item / blocks, row = item / p.cols.pieces % p.rows.pieces;
+    const int64_t col = item % p.cols.pieces;
+    const int64_t i = p.rows.at(row), j = p.cols.at(col);
     const int64_t k0 = p.chunks > 1 ? o * p.depth : 0;
     MatrixView<T> at_a = view_a.at(i, k0), at_b = view_b.at(k0, j);
     GemmTarget<T> whole = {partial + o * partial_size, s.n, s.m, s.n, {}};
@@ -425,7 +433,7 @@ void packed_gemm(const Exec& exec, const GemmShape& s, const T* a, const T* b,
       if (epilogue.mask) whole.epilogue.mask += o * s.m * s.n;
     }
     gemm_item(p.block, min_of(p.depth, s.k - k0), at_a, at_b,
-              whole.at(i, j).at_most(p.block.rows, p.block.cols),
+              whole.at(i, j).at_most(p.rows.size(row), p.cols.size(col)),
               scratch + thread * p.block.scratch);
   });
   if (p.chunks == 1) return;

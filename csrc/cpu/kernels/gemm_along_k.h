@@ -20,7 +20,7 @@ struct AlongKPlan {
   bool swapped;
   int64_t rows, cols;
   GemmBlock block;
-  int64_t row_blocks, col_blocks;
+  Cuts row_blocks, col_blocks;
   int64_t panels, packed,
       scratch;  // panels of columns; elements packed per product, and per thread
 };
@@ -37,17 +37,20 @@ int64_t along_k_cost(const GemmShape& s, bool swapped) {
 
 template <class T>
 AlongKPlan plan_along_k(const GemmShape& s, int threads) {
-  AlongKPlan p;
-  p.swapped = along_k_cost<T>(s, true) < along_k_cost<T>(s, false);
-  p.rows = p.swapped ? s.n : s.m;
-  p.cols = p.swapped ? s.m : s.n;
-  p.block = gemm_block<T>(p.rows, p.cols, s.k, ceil_div(wanted_blocks<T>(s, threads), s.batch));
-  p.row_blocks = ceil_div(p.rows, p.block.rows);
-  p.col_blocks = ceil_div(p.cols, p.block.cols);
-  p.panels = ceil_div(p.cols, kGemmCols<T>);
-  p.packed = p.panels * kGemmCols<T> * s.k;
-  p.scratch = p.block.scratch + (p.swapped ? p.block.rows * p.block.cols : 0);
-  return p;
+  const bool swapped = along_k_cost<T>(s, true) < along_k_cost<T>(s, false);
+  const int64_t rows = swapped ? s.n : s.m, cols = swapped ? s.m : s.n;
+  const int64_t wanted = ceil_div(wanted_blocks<T>(s, threads), s.batch);
+  const GemmBlock block = gemm_block<T>(rows, cols, s.k, wanted);
+  const int64_t panels = ceil_div(cols, kGemmCols<T>);
+  return {swapped,
+          rows,
+          cols,
+          block,
+          row_blocks(rows, block),
+          col_blocks<T>(cols, block),
+          panels,
+          panels * kGemmCols<T> * s.k,
+          block.scratch + (swapped ? block.rows * block.cols : 0)};
 }
 
 template <class T>
@@ -100,21 +103,23 @@ inline void along_k_gemm(const Exec& exec, const GemmShape& s, const float* a, c
   float* packed = static_cast<float*>(exec.workspace);
   float* scratch = packed + s.batch * p.packed;
   pack_along_k(exec, s, p, in_cols, p.swapped ? s.stride_a : s.stride_b, packed);
-  const int64_t items = p.row_blocks * p.col_blocks;
+  const int64_t items = p.row_blocks.pieces * p.col_blocks.pieces;
   parallel_for(exec, s.batch * items, gemm_work<float>(s), [&](int64_t item, int thread) {
-    const int64_t o = item / items, first = item / p.col_blocks % p.row_blocks * p.block.rows;
-    const int64_t col = item % p.col_blocks * p.block.cols;
+    const int64_t o = item / items, row = item / p.col_blocks.pieces % p.row_blocks.pieces;
+    const int64_t col = item % p.col_blocks.pieces;
+    const int64_t i = p.row_blocks.at(row), rows = p.row_blocks.size(row);
+    const int64_t j = p.col_blocks.at(col), cols = p.col_blocks.size(col);
     float* own = scratch + thread * p.scratch;
     GemmTarget<float> target = {c + o * s.m * s.n, s.n, s.m, s.n, epilogue};
     if (epilogue.mask) target.epilogue.mask += o * s.m * s.n;
     const auto multiply = [&](const GemmTarget<float>& to) {
-      gemm_item(p.block, s.k, {in_rows + o * row_stride + first * s.k, s.k, 1}, {}, to, own,
-                {packed + o * p.packed, p.panels * kGemmCols<float>, col});
+      gemm_item(p.block, s.k, {in_rows + o * row_stride + i * s.k, s.k, 1}, {}, to, own,
+                {packed + o * p.packed, p.panels * kGemmCols<float>, j});
     };
-    if (!p.swapped) return multiply(target.at(first, col).at_most(p.block.rows, p.block.cols));
-    target = target.at(col, first).at_most(p.block.cols, p.block.rows);
+    if (!p.swapped) return multiply(target.at(i, j).at_most(rows, cols));
+    target = target.at(j, i).at_most(cols, rows);
     float* tile = own + p.block.scratch;
-    multiply({tile, p.block.cols, target.cols, target.rows, {}});
+    multiply({tile, p.block.cols, rows, cols, {}});
     finish_transposed(tile, p.block.cols, target);
   });
 }
