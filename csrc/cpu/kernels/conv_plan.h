@@ -13,7 +13,7 @@ constexpr int64_t kTermBlock = 4096;       // products summed in one run of an a
 constexpr int64_t kBoxBytes = 96 << 10;    // of src under a box: stays in the L2 cache
 constexpr int64_t kPointBytes = 16 << 10;  // the same for one tap, in L1: each block reads it anew
 constexpr int64_t kMaxScratch = 4 << 20;   // bytes per thread
-constexpr int64_t kShortRow = 20;          // too few pixels for the accumulators of half a row
+constexpr int64_t kFewPixels = 20;         // too few pixels for the accumulators of half a row
 
 // A box of output positions is the work of one item, with the src below it read in place, or, where
 // it hangs over the edge, its channels do not lie together or two pixels are to lie side by side,
@@ -115,7 +115,7 @@ Plan make_plan(const Pass& pass, Method method) {
   const int64_t pixel_bytes = max_of(1, p.src_c) * static_cast<int64_t>(sizeof(T));
   choose_box(plan, max_of(kItems, p.n * p.groups * p.positions() / kItems),
              (p.taps() <= 1 ? kPointBytes : kBoxBytes) / pixel_bytes);
-  plan.pair_axis = !pairs ? -1 : plan.box[2] < kShortRow && plan.box[1] > 1 ? 1 : 2;
+  plan.pair_axis = !pairs ? -1 : plan.box[2] < kFewPixels && plan.box[1] > 1 ? 1 : 2;
   int64_t boxes = p.n * p.groups;
   for (int i = 0; i < 3; ++i) {
     plan.boxes[i] = ceil_div(a[i].count, max_of(1, plan.box[i]));
