@@ -42,7 +42,7 @@ struct WinogradPlan {
   int64_t width;                   // channels of a row of products: pair * dst_c in whole vectors
   int64_t u_next, v_next, m_next;  // elements from one frequency to the next
   int64_t u_size, zeros;           // elements: weights, a row of zeros
-  int64_t slot, m_size;            // elements per thread: a slot, products
+  int64_t slot, m_size;            // elements per thread: a slot, products (0: in the slot's place)
 
   constexpr int64_t items() const { return blocks * ranges; }
   constexpr int64_t scratch() const { return slots * slot + m_size; }
@@ -104,7 +104,8 @@ WinogradPlan plan_winograd(const Pass& p) {
   plan.m_next = spaced(plan.block * plan.width);
   plan.u_size = kFrequencies * plan.u_next;
   plan.slot = kFrequencies * plan.v_next;
-  plan.m_size = kFrequencies * plan.m_next;
+  const bool in_place = plan.slots == 1 && plan.width == p.src_c && plan.width <= 2 * kLanes<T>;
+  plan.m_size = in_place ? 0 : kFrequencies * plan.m_next;
   plan.zeros = spaced(kTileIn * p.src_c);
   return plan;
 }
@@ -337,7 +338,7 @@ void run_winograd_item(const WinogradCall<T>& call, int64_t item, int thread) {
   const WinogradPlan& plan = call.plan;
   const Axis& d = plan.pass.axis[0];
   T* v = call.scratch + thread * plan.scratch();
-  T* m = v + plan.slots * plan.slot;
+  T* m = plan.m_size == 0 ? v : v + plan.slots * plan.slot;
   const int64_t block = item % plan.blocks * plan.block;
   const int64_t tiles = min_of(plan.block, plan.count - block);
   const int64_t begin = item / plan.blocks * plan.depth, end = min_of(begin + plan.depth, d.count);
