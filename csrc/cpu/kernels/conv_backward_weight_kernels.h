@@ -133,10 +133,11 @@ void dw_tile(const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
 
 template <class T, int W, int P, int V, int... M>
 struct DwTiles {
+  static constexpr int64_t kMost = sizeof...(M);
   static constexpr DwTile<T> kByRows[] = {dw_tile<T, W, P, V, M>...};
   // `rows` rows in evenly split tiles.
   static void run(int64_t rows, const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
-    const int64_t tiles = ceil_div(rows, sizeof...(M));
+    const int64_t tiles = ceil_div(rows, kMost);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t r = rows * tile / tiles, end = rows * (tile + 1) / tiles;
       kByRows[end - r - 1](walk, a + r, b, out + r * pitch, pitch);
