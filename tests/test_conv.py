@@ -202,9 +202,10 @@ def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, case, used, used
     assert both == [used, used_backward]
 
 
+@pytest.mark.cpu("of the CPU's algorithms")
 def test_few_input_channels_are_folded():
     x_shape, w_shape, _ = CASES["lenet-2"]
-    assert _cpu.conv_algorithm(x_shape, w_shape, 1, 0, 1, 1, "backward_input") == "fold"
+    assert lib.conv_algorithm(x_shape, w_shape, 1, 0, 1, 1, "backward_input") == "fold"
 
 
 LONG_SUMS = {
