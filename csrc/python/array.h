@@ -130,6 +130,10 @@ void with_word_type(const char* op, DType dtype, Fn&& fn) {
   }
 }
 
+// Whether CUDA's products of float32 numbers may be rounded to TF32; what set_tf32 was told, unless
+// set_exact_algorithms forbids it.
+bool use_tf32();
+
 // ---- the backend's ----
 int num_threads();
 void set_num_threads(int n);

@@ -42,6 +42,8 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
       if (!s.exact && can_winograd(p)) return s.algorithm;
       break;
     case ConvAlgorithm::kProduct:
+    case ConvAlgorithm::kMma:
+    case ConvAlgorithm::kFma:
     case ConvAlgorithm::kAuto:
       break;
   }

@@ -406,6 +406,8 @@ ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
       if (is_product(s)) return s.algorithm;
       break;
     case ConvAlgorithm::kGeneric:
+    case ConvAlgorithm::kMma:
+    case ConvAlgorithm::kFma:
     case ConvAlgorithm::kAuto:
       break;
   }
