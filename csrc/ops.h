@@ -25,6 +25,8 @@ struct ValueError {
   unsigned raised;  // 1 from the first report on, which is the one that is kept
   const char* op;
   int64_t value, low, high;  // it should have been in [low, high)
+  bool is_real;              // then `real` is the value, and should have been from low to high
+  double real;
 };
 
 // Where and with what a kernel runs.

@@ -134,12 +134,41 @@ __device__ void store_pack(T* p, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
 
+// Elements p[i .. i + N), and zeros from the n-th on; `packed`: p is a multiple of a pack's bytes.
+// Both ways give the same values, so that no bit of a result depends on where its array lies.
+template <int N, class T>
+__device__ Pack<T, N> load_some(const T* p, int64_t i, int64_t n, bool packed) {
+  if (packed && i + N <= n) return load_pack<N>(p + i);
+  Pack<T, N> pack;
+  for (int k = 0; k < N; ++k) pack[k] = i + k < n ? p[i + k] : T(0);
+  return pack;
+}
+template <int N, class T>
+__device__ void store_some(T* p, int64_t i, int64_t n, bool packed, const Pack<T, N>& pack) {
+  if (packed && i + N <= n) return store_pack(p + i, pack);
+  for (int k = 0; k < N && i + k < n; ++k) p[i + k] = pack[k];
+}
+// Whether all of these may be read and written by packs of 16 bytes; null pointers may.
+template <class... P>
+__host__ __device__ bool aligned(const P*... p) {
+  return (... && (reinterpret_cast<uintptr_t>(p) % 16 == 0));
+}
+
 // Keeps the first report; see ValueError.
 __device__ inline void report(ValueError* errors, const char* op, int64_t value, int64_t low,
                               int64_t high) {
   if (atomicCAS(&errors->raised, 0u, 1u) != 0u) return;
   errors->op = op;  // an address of the host's, for the host alone
   errors->value = value;
+  errors->low = low;
+  errors->high = high;
+}
+__device__ inline void report_real(ValueError* errors, const char* op, double value, int64_t low,
+                                   int64_t high) {
+  if (atomicCAS(&errors->raised, 0u, 1u) != 0u) return;
+  errors->op = op;
+  errors->is_real = true;
+  errors->real = value;
   errors->low = low;
   errors->high = high;
 }

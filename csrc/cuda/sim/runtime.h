@@ -1,6 +1,6 @@
 // The simulator as host code sees it: the part of the CUDA runtime that convgrad calls, under its
-// own names, and what only the simulator has. Host code of a module built with CONVGRAD_SIM includes
-// this instead of <cuda_runtime_api.h>; kernels include it by launch.cuh.
+// own names, and what only the simulator has. Host code of a module built with CONVGRAD_SIM
+// includes this instead of <cuda_runtime_api.h>; kernels include it by launch.cuh.
 //
 // Two devices are simulated. Everything is synchronous: a launch has run when it returns, and an
 // error in a kernel is a std::runtime_error thrown by launch().
@@ -40,6 +40,7 @@ cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamGetDevice(cudaStream_t stream, int* device);
 cudaError_t cudaMalloc(void** p, size_t bytes);  // on the current device, not initialised
 cudaError_t cudaFree(void* p);
 template <class T>
@@ -78,8 +79,8 @@ bool is_initialised(const void* p, size_t bytes);
 size_t bytes_in_use(int device);
 
 // ---- how kernels run; at first from the environment ----
-// CONVGRAD_SIM_SEED, default 2: the order of threads and blocks, 0: ascending, 1: descending, from 2
-// on at random.
+// CONVGRAD_SIM_SEED, default 2: the order of threads and blocks, 0: ascending, 1: descending, from
+// 2 on at random.
 void set_seed(uint64_t seed);
 uint64_t seed();
 // CONVGRAD_SIM_CHECK, default 1: whether every memory access of kernels is checked (about 20 times

@@ -1,0 +1,64 @@
+// Kernels over packs of neighbouring channels, 16 bytes where lengths and addresses allow it.
+#pragma once
+#include "cuda/divider.cuh"
+#include "cuda/launch.cuh"
+
+namespace convgrad::cuda {
+
+// Whether rows of `length` elements at these addresses (null: any) consist of whole packs.
+template <class T, class... P>
+bool are_packs(int64_t length, const P*... p) {
+  return length % kPack<T> == 0 && aligned(p...);
+}
+
+// The number of elements per access, for the compiler.
+template <int W>
+struct Width {
+  static constexpr int value = W;
+};
+// fn(Width) of whole packs or of single elements.
+template <class T, class Fn>
+void with_width(bool packs, const Fn& fn) {
+  if (packs)
+    fn(Width<kPack<T>>{});
+  else
+    fn(Width<1>{});
+}
+
+// The grid of a kernel that strides over `items`, one per thread.
+inline dim3 grid_for(int64_t items, int threads) {
+  return dim3(unsigned(std::min(ceil_div(items, threads), kMaxBlocks)));
+}
+
+// W sums at once. After every kTerms terms they begin anew and are added to the total, so that the
+// error of a long sum does not grow with its length.
+template <class T, int W>
+struct LongSum {
+  static constexpr int kTerms = 256;
+  T total[W] = {}, part[W] = {};
+  int terms = 0;
+
+  __device__ void add(const T (&v)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) part[j] += v[j];
+    if (++terms == kTerms) fold();
+  }
+  // The sums, in `total`.
+  __device__ void fold() {
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      total[j] += part[j];
+      part[j] = 0;
+    }
+    terms = 0;
+  }
+};
+
+// The smallest power of two that is at least n, at most `most` (one too).
+constexpr int power_of_two(int64_t n, int most) {
+  int p = 1;
+  while (p < n && p < most) p *= 2;
+  return p;
+}
+
+}  // namespace convgrad::cuda
