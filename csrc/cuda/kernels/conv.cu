@@ -103,8 +103,6 @@ void pack_panels(const Exec& exec, const Passes& passes, const float* w, float* 
 struct GemmPlan {
   int64_t tile_m, tile_n, rows;  // rows: of the longest pass
   SlicePlan cut;
-
-  int64_t tiles_m() const { return ceil_div(rows, tile_m); }
 };
 GemmPlan plan_gemm(const Passes& passes) {
   const Pass& p = passes.pass[0];
@@ -115,7 +113,8 @@ GemmPlan plan_gemm(const Passes& passes) {
     k_tiles = max_of(k_tiles, ceil_div(passes.pass[i].taps() * p.src_c, kTileK));
   }
   const auto blocks = [&] {
-    return plan.tiles_m() * ceil_div(p.dst_c, plan.tile_n) * p.groups * passes.count;
+    return ceil_div(plan.rows, plan.tile_m) * ceil_div(p.dst_c, plan.tile_n) * p.groups *
+           passes.count;
   };
   if (plan.tile_n == 128 && blocks() < kWave / 2) plan.tile_m = plan.tile_n = 64;
   // Slices' results lie as dst does, which has to be all of one pass.
@@ -182,7 +181,7 @@ void run_tiles(const Exec& exec, const GemmArgs& args) {
   gemm.slices = int(cut.slices);
   gemm.tiles_per_slice = int(cut.tiles_per_slice);
   launch_gemm(exec,
-              dim3(unsigned(args.plan.tiles_m() * gemm.tiles_n), 1,
+              dim3(unsigned(ceil_div(args.plan.rows, Tile::kM) * gemm.tiles_n), 1,
                    unsigned(args.passes.count * p.groups * cut.slices)),
               gemm);
   if (cut.slices > 1)

@@ -3,6 +3,7 @@
 // The sum over n and output pixels is cut into chunks by the shape alone; each chunk writes its own
 // dw into the workspace, and a second kernel adds the chunks in order.
 #include "cuda/kernels/column_sum.cuh"
+#include "cuda/kernels/conv_weight_gemm.cuh"
 
 namespace convgrad::cuda {
 namespace {
@@ -67,28 +68,149 @@ void backward_weight_direct(const Exec& exec, const ConvShape& s, const T* dy, c
   sum_chunks<T>(exec, plan.chunks, size, size, partial, dw);
 }
 
+// ---- as a matrix product ----
+
+// Terms that kFma sums in one run.
+constexpr int64_t kMostFmaTerms = 4096;
+
+struct GemmPlan {
+  int64_t tile_m, tile_n;
+  SlicePlan cut;
+};
+GemmPlan plan_gemm(const ConvShape& s) {
+  const int64_t rows = s.group_out_c(), columns = s.taps() * s.group_in_c();
+  const bool large = rows > 64 && columns > 64;
+  GemmPlan plan{large ? 128 : 64, large ? 128 : columns <= 32 ? 32 : 64, {}};
+  const int64_t blocks = ceil_div(rows, plan.tile_m) * ceil_div(columns, plan.tile_n) * s.groups;
+  const int64_t k_tiles = ceil_div(s.n * s.out_pixels(), kTileK);
+  plan.cut = plan_slices(blocks, k_tiles, s.w_size());
+  return plan;
+}
+
+// Whether all pixels, windows beyond the edges included, can be counted in 32 bits.
+bool fits_gemm(const ConvShape& s) {
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  int64_t in = 1, out = 1, reach = 1;
+  for (int i = 0; i < 3; ++i) {
+    if (s.in[i] >= kLimit || s.out[i] >= kLimit || s.pad[i] >= kLimit) return false;
+    const int64_t last = (s.out[i] - 1) * s.stride[i] + (s.ker[i] - 1) * s.dil[i];
+    in *= s.in[i];
+    out *= s.out[i];
+    reach *= max_of(last, s.in[i]) + s.pad[i] + 1;
+    if (in >= kLimit || out >= kLimit || reach >= kLimit) return false;
+  }
+  // Slices and groups are grid.y and grid.z.
+  return s.n * reach < kLimit && s.n * out < kLimit && s.taps() * s.group_in_c() < kLimit &&
+         max_of(s.in_c, s.out_c) < kLimit && s.groups < 65536;
+}
+
+template <class Tile, Math kMath, int kChunk>
+void run_tiles(const Exec& exec, const ConvShape& s, const SlicePlan& cut, const float* dy,
+               const float* x, float* dw) {
+  WeightGemm<Tile, kMath, kChunk> gemm{};
+  gemm.dy = dy;
+  gemm.x = x;
+  gemm.dw = dw;
+  gemm.groups = int(s.groups);
+  gemm.rows = int(s.group_out_c());
+  gemm.columns = int(s.taps() * s.group_in_c());
+  gemm.channels = int(s.group_in_c());
+  gemm.images = int(s.n);
+  gemm.pixels = int(s.n * s.out_pixels());
+  gemm.dy_pitch = int(s.out_c);
+  gemm.x_pitch = int(s.in_c);
+  gemm.tiles_n = int(ceil_div(gemm.columns, Tile::kN));
+  gemm.slices = int(cut.slices);
+  gemm.tiles_per_slice = int(cut.tiles_per_slice);
+  int64_t step = WeightGemm<Tile, kMath, kChunk>::Map::kStep;
+  for (int i = 2; i >= 0; --i) {
+    gemm.in[i] = int(s.in[i]);
+    gemm.out[i] = int(s.out[i]);
+    gemm.ker[i] = int(s.ker[i]);
+    gemm.stride[i] = int(s.stride[i]);
+    gemm.dil[i] = int(s.dil[i]);
+    gemm.pad[i] = int(s.pad[i]);
+    gemm.step[i + 1] = int(step % s.out[i]);
+    step /= s.out[i];
+  }
+  gemm.step[0] = int(step);
+  const int64_t tiles_m = ceil_div(gemm.rows, Tile::kM);
+  launch_gemm(
+      exec, dim3(unsigned(tiles_m * gemm.tiles_n), unsigned(cut.slices), unsigned(s.groups)), gemm);
+}
+
+template <Math kMath>
+void run_math(const Exec& exec, const ConvShape& s, const GemmPlan& plan, const float* dy,
+              const float* x, float* dw) {
+  const bool aligned =
+      s.group_in_c() % 4 == 0 && s.group_out_c() % 4 == 0 && is_aligned(dy) && is_aligned(x);
+  if (plan.tile_n == 32)
+    return aligned ? run_tiles<Tile<64, 32, 32, 16, 4, 2>, kMath, 4>(exec, s, plan.cut, dy, x, dw)
+                   : run_tiles<Tile<64, 32, 32, 16, 4, 2>, kMath, 1>(exec, s, plan.cut, dy, x, dw);
+  if (plan.tile_n == 128 && aligned)
+    return run_tiles<Tile<128, 128, 64, 32, 3, kMath == Math::kFma ? 1 : 2>, kMath, 4>(
+        exec, s, plan.cut, dy, x, dw);
+  aligned ? run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, 4>(exec, s, plan.cut, dy, x, dw)
+          : run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, 1>(exec, s, plan.cut, dy, x, dw);
+}
+
+// `partial`: room for all slices, if there are several.
+void backward_weight_gemm(const Exec& exec, const ConvShape& s, ConvAlgorithm algorithm,
+                          const float* dy, const float* x, float* partial, float* dw) {
+  const GemmPlan plan = plan_gemm(s);
+  float* to = plan.cut.slices > 1 ? partial : dw;
+  if (algorithm == ConvAlgorithm::kFma)
+    run_math<Math::kFma>(exec, s, plan, dy, x, to);
+  else if (s.tf32 && !s.exact)
+    run_math<Math::kTf32>(exec, s, plan, dy, x, to);
+  else
+    run_math<Math::kTf32x3>(exec, s, plan, dy, x, to);
+  if (plan.cut.slices > 1)
+    sum_chunks<float>(exec, plan.cut.slices, s.w_size(), s.w_size(), partial, dw);
+}
+
 // ---- the ops ----
 
-ConvAlgorithm conv_backward_weight_algorithm(const ConvShape&) { return ConvAlgorithm::kGeneric; }
+// Of a group, for tensor cores to be worth it.
+constexpr int64_t kLeastGroupChannels = 16;
+
+template <class T>
+ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
+  const bool empty = s.y_size() == 0 || s.w_size() == 0 || s.x_size() == 0;
+  if (sizeof(T) != sizeof(float) || empty || s.algorithm == ConvAlgorithm::kGeneric ||
+      !fits_gemm(s))
+    return ConvAlgorithm::kGeneric;
+  if (s.algorithm == ConvAlgorithm::kMma) return s.algorithm;
+  const bool short_sums = plan_gemm(s).cut.tiles_per_slice * kTileK <= kMostFmaTerms;
+  if (s.algorithm == ConvAlgorithm::kFma && short_sums) return s.algorithm;
+  const bool thin = min_of(s.group_in_c(), s.group_out_c()) < kLeastGroupChannels;
+  return s.groups > 1 && thin ? ConvAlgorithm::kGeneric : ConvAlgorithm::kMma;
+}
 
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
+  const bool direct = conv_backward_weight_algorithm<T>(s) == ConvAlgorithm::kGeneric;
+  const int64_t chunks = direct ? plan_direct<T>(s).chunks : plan_gemm(s).cut.slices;
   const int64_t bias = column_sum_workspace<T>(s.n * s.out_pixels(), s.out_c, threads);
-  return std::max(bias, plan_direct<T>(s).chunks * s.w_size() * int64_t(sizeof(Acc<T>)));
+  return std::max(bias, chunks * s.w_size() * int64_t(sizeof(Acc<T>)));
 }
 
 // The two sums use the workspace one after the other.
 template <class T>
 void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, const T* x, T* dw,
                           T* db) {
+  const ConvAlgorithm algorithm = conv_backward_weight_algorithm<T>(s);
   Acc<T>* partial = static_cast<Acc<T>*>(exec.workspace);
-  backward_weight_direct<T>(exec, s, dy, x, partial, dw);
+  if (algorithm == ConvAlgorithm::kGeneric)
+    backward_weight_direct<T>(exec, s, dy, x, partial, dw);
+  else if constexpr (sizeof(T) == sizeof(float))
+    backward_weight_gemm(exec, s, algorithm, dy, x, partial, dw);
   if (db) column_sum_in<T>(exec, s.n * s.out_pixels(), s.out_c, dy, partial, db);
 }
 
 template <class T>
 void add(Ops<T>& table) {
-  table.conv_backward_weight_algorithm = conv_backward_weight_algorithm;
+  table.conv_backward_weight_algorithm = conv_backward_weight_algorithm<T>;
   table.conv_backward_weight_workspace = conv_backward_weight_workspace<T>;
   table.conv_backward_weight = conv_backward_weight<T>;
 }
