@@ -3,13 +3,20 @@ PYTHON ?= python
 ISAS ?= all
 BUILD ?= build/dev
 
-.PHONY: build test quick lint format clean
+.PHONY: build sim cuda test quick lint format clean
 build:  ## compile in place: python/convgrad/_cpu*.so
 	cmake -S . -B $(BUILD) -G Ninja -DCONVGRAD_ISAS="$(ISAS)" -DCMAKE_INSTALL_PREFIX=python \
 	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null
 	cmake --build $(BUILD)
 	cmake --install $(BUILD) > /dev/null
+sim cuda:  ## the same for the CUDA kernels: in the simulator, for a GPU (nvcc)
+	cmake -S . -B $(BUILD)-$@ -G Ninja -DCONVGRAD_CPU=OFF -DCONVGRAD_CUDA$(if $(filter sim,$@),_SIM)=ON \
+	  -DCMAKE_INSTALL_PREFIX=python \
+	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
+	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null
+	cmake --build $(BUILD)-$@
+	cmake --install $(BUILD)-$@ > /dev/null
 test: build
 	PYTHONPATH=python $(PYTHON) -m pytest
 quick: build

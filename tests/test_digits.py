@@ -169,7 +169,7 @@ def test_damaged_files_say_what_is_wrong(tmp_path, name, change, message):
 
 
 def test_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"\[tasks\] The tasks are digits, mnist. Got 'cifar'"):
+    with pytest.raises(ValueError, match=r"tasks are digits, mnist, texture. Got 'cifar'"):
         tasks.get("cifar")
     with pytest.raises(ValueError, match=r"\[mnist\] .*Got none"):
         mnist.load(None)

@@ -134,14 +134,14 @@ py::object maxout_backward(py::handle x_, py::handle dy_, int64_t k) {
 }  // namespace
 
 void bind_activation(py::module_& m) {
-  m.def("unary_forward", &unary_forward, py::arg("name"), py::arg("x"), py::arg("a") = 0.0,
-        py::arg("b") = 0.0);
-  m.def("unary_backward", &unary_backward, py::arg("name"), py::arg("saved"), py::arg("dy"),
-        py::arg("a") = 0.0, py::arg("b") = 0.0, py::arg("out") = py::none());
-  m.def("prelu_forward", &prelu_forward);
-  m.def("prelu_backward", &prelu_backward);
-  m.def("maxout_forward", &maxout_forward);
-  m.def("maxout_backward", &maxout_backward);
+  def(m, "unary_forward", &unary_forward, py::arg("name"), py::arg("x"), py::arg("a") = 0.0,
+      py::arg("b") = 0.0);
+  def(m, "unary_backward", &unary_backward, py::arg("name"), py::arg("saved"), py::arg("dy"),
+      py::arg("a") = 0.0, py::arg("b") = 0.0, py::arg("out") = py::none());
+  def(m, "prelu_forward", &prelu_forward);
+  def(m, "prelu_backward", &prelu_backward);
+  def(m, "maxout_forward", &maxout_forward);
+  def(m, "maxout_backward", &maxout_backward);
 }
 
 }  // namespace convgrad::python

@@ -43,10 +43,12 @@ py::object binary(const char* op, py::handle a_, py::handle b_, py::handle out_)
   const Array out = out_arg(op, out_, like, layout);
   with_float_type(op, like.dtype, [&](auto t) {
     using T = decltype(t);
-    const T x = static_cast<T>(a.number), y = static_cast<T>(b.number);
+    const T number = static_cast<T>(a.is_array ? b.number : a.number);
+    const Uploaded uploaded = upload(&number, a.is_array && b.is_array ? 0 : 1);
+    const T* const x = a.is_array ? a.array.as<T>() : uploaded.as<T>();
+    const T* const y = b.is_array ? b.array.as<T>() : uploaded.as<T>();
     run([&](const Exec& exec) {
-      ops<T>().binary(exec, kKind, like.size(), a.is_array ? a.array.as<T>() : &x, !a.is_array,
-                      b.is_array ? b.array.as<T>() : &y, !b.is_array, out.as<T>());
+      ops<T>().binary(exec, kKind, like.size(), x, !a.is_array, y, !b.is_array, out.as<T>());
     });
   });
   return out.object;
@@ -54,8 +56,8 @@ py::object binary(const char* op, py::handle a_, py::handle b_, py::handle out_)
 
 template <Binary kKind>
 void bind_binary(py::module_& m, const char* name) {
-  m.def(
-      name,
+  def(
+      m, name,
       [name](py::handle a, py::handle b, py::handle out) { return binary<kKind>(name, a, b, out); },
       py::arg("a"), py::arg("b"), py::arg("out") = py::none());
 }

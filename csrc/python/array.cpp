@@ -135,6 +135,47 @@ Array optional_arg_like(const char* op, const char* name, py::handle object, Lay
   return object.is_none() ? Array{} : dense_arg_like(op, name, object, layout, like);
 }
 
+namespace {
+
+int64_t checked_bytes(const Array& a) {
+  int64_t bytes = size_of(a.dtype);
+  bool overflow = false;
+  for (int i = 0; i < a.rank; ++i) {
+    if (a.shape[i] == 0) return 0;  // whatever the other axes
+    overflow |= __builtin_mul_overflow(bytes, a.shape[i], &bytes);
+  }
+  if (overflow)
+    value_error("empty", "The size of an array must fit 64 bits. Got shape " + a.shape_text() +
+                             " of " + name_of(a.dtype) + ".");
+  return bytes;
+}
+
+}  // namespace
+
+Array empty(DType dtype, int rank, const int64_t* shape, Layout layout) {
+  Array a;
+  a.dtype = dtype;
+  a.rank = rank;
+  for (int i = 0; i < rank; ++i) a.shape[i] = shape[i];
+  int64_t stride = 1;
+  const bool last = layout == Layout::kChannelsLast && rank > 1;
+  const auto step = [&](int axis) {
+    a.stride[axis] = stride;
+    stride *= shape[axis] > 0 ? shape[axis] : 1;
+  };
+  const int64_t bytes = checked_bytes(a);
+  if (last) step(1);
+  for (int axis = rank - 1; axis >= 0; --axis)
+    if (!last || axis != 1) step(axis);
+  allocate(a, bytes);
+  return a;
+}
+
+py::object result(const Array& array, bool unbatched) {
+  if (!unbatched) return array.object;
+  return array.object[py::int_(0)];
+}
+
 Array out_arg(const char* op, py::handle object, const Array& like, Layout layout) {
   if (object.is_none()) return empty(like.dtype, like.rank, like.shape, layout);
   const Array out = array_arg(op, "out", object, like.dtype);

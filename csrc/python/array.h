@@ -2,7 +2,7 @@
 //
 // A binding takes `py::handle`s, wraps each in Array (which checks and describes it), asks for
 // outputs by empty_*(), and runs a kernel through run(). Each backend implements the few functions
-// at the end (array_numpy.cpp; one day array_cupy.cpp).
+// at the end (array_numpy.cpp, array_cupy.cpp).
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -135,9 +135,26 @@ void with_word_type(const char* op, DType dtype, Fn&& fn) {
 bool use_tf32();
 
 // ---- the backend's ----
-int num_threads();
-void set_num_threads(int n);
-void* current_stream();
+// Memory for `a`, which is described already: its object and data. Called by empty().
+void allocate(Array& a, int64_t bytes);
+
+// One call of a binding. On CUDA its first array decides the device, which is the current one until
+// the call ends; an array of another device is a ValueError.
+class Call {
+ public:
+  explicit Call(const char* name);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  const char* op = "";    // as errors name it
+  int device = -1;        // CUDA: its arrays'; -1: none seen yet
+  int before = -1;        // CUDA: the current device to go back to; -1: it is the same
+  Call* outer = nullptr;  // CUDA: a destructor that Python runs meanwhile may make another call
+};
+
+// Where to run what belongs to the call, but for the workspace.
+Exec new_exec();
 
 // A workspace of `bytes`, held as long as it lives.
 class Workspace {
@@ -150,14 +167,32 @@ class Workspace {
 
  private:
   void* data_;
+  py::object owner_;
 };
+
+// Host memory where kernels can read it: on the CPU that memory itself, on CUDA a copy that is made
+// on the stream; the host's may be gone at once.
+class Uploaded {
+ public:
+  Uploaded(const Exec& exec, const void* host, int64_t bytes);
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+
+ private:
+  const void* data_;
+  py::object owner_;
+};
+template <class T>
+Uploaded upload(const T* host, int64_t count = 1) {
+  return {new_exec(), host, count * int64_t{sizeof(T)}};
+}
 
 // kernel(exec) with the GIL dropped; `workspace_bytes(threads)` tells the workspace it needs.
 template <class WorkspaceBytes, class Kernel>
 void run(const WorkspaceBytes& workspace_bytes, const Kernel& kernel) {
-  Exec exec;
-  exec.threads = num_threads();
-  exec.stream = current_stream();
+  Exec exec = new_exec();
   const Workspace workspace(workspace_bytes(exec.threads));
   exec.workspace = workspace.data();
   py::gil_scoped_release unlocked;
@@ -168,6 +203,20 @@ void run(const Kernel& kernel) {
   run([](int) { return int64_t{0}; }, kernel);
 }
 
-void bind_backend(py::module_& m);  // threads, memory, instruction set
+// m.def for functions that take arrays: each call of `fn` is a Call.
+template <class R, class... A, class Fn>
+auto in_call(const char* name, const Fn& fn, R (*)(A...)) {
+  return [name, fn](A... args) -> R {
+    const Call call(name);
+    return fn(std::forward<A>(args)...);
+  };
+}
+template <class Fn, class... Extra>
+void def(py::module_& m, const char* name, const Fn& fn, const Extra&... extra) {
+  using Signature = py::detail::function_signature_t<Fn>;
+  m.def(name, in_call(name, fn, static_cast<Signature*>(nullptr)), extra...);
+}
+
+void bind_backend(py::module_& m);  // CPU: threads, memory, instruction set; CUDA: devices
 
 }  // namespace convgrad::python

@@ -1,5 +1,4 @@
 // array.h for NumPy arrays on the CPU.
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <atomic>
@@ -8,57 +7,12 @@
 #include "cpu/block_cache.h"
 #include "cpu/dispatch.h"
 #include "cpu/thread_pool.h"
+#include "numpy_dtype.h"
 
 namespace convgrad::python {
 namespace {
 
 std::atomic<int> threads{0};  // 0: not asked for yet
-
-bool dtype_from_numpy(int num, DType* dtype) {
-  using api = py::detail::npy_api;
-  switch (num) {
-    case api::NPY_FLOAT_:
-      *dtype = DType::kFloat32;
-      return true;
-    case api::NPY_DOUBLE_:
-      *dtype = DType::kFloat64;
-      return true;
-    case api::NPY_LONG_:
-    case api::NPY_LONGLONG_:
-      *dtype = DType::kInt64;
-      return sizeof(long) == 8 || num == api::NPY_LONGLONG_;
-    case api::NPY_INT_:
-      *dtype = DType::kInt32;
-      return true;
-    case api::NPY_UBYTE_:
-      *dtype = DType::kUInt8;
-      return true;
-    case api::NPY_BOOL_:
-      *dtype = DType::kBool;
-      return true;
-    default:
-      return false;
-  }
-}
-
-int numpy_num(DType dtype) {
-  using api = py::detail::npy_api;
-  switch (dtype) {
-    case DType::kFloat32:
-      return api::NPY_FLOAT_;
-    case DType::kFloat64:
-      return api::NPY_DOUBLE_;
-    case DType::kInt64:
-      return sizeof(long) == 8 ? api::NPY_LONG_ : api::NPY_LONGLONG_;
-    case DType::kInt32:
-      return api::NPY_INT_;
-    case DType::kUInt8:
-      return api::NPY_UBYTE_;
-    case DType::kBool:
-      return api::NPY_BOOL_;
-  }
-  return -1;
-}
 
 py::object pooled_array(DType dtype, int rank, const int64_t* shape, const int64_t* byte_strides,
                         int64_t bytes) {
@@ -115,50 +69,15 @@ Array array_arg(const char* op, const char* name, py::handle object) {
   return a;
 }
 
-namespace {
-
-int64_t checked_bytes(const Array& a) {
-  int64_t bytes = size_of(a.dtype);
-  bool overflow = false;
-  for (int i = 0; i < a.rank; ++i) {
-    if (a.shape[i] == 0) return 0;  // whatever the other axes
-    overflow |= __builtin_mul_overflow(bytes, a.shape[i], &bytes);
-  }
-  if (overflow)
-    value_error("empty", "The size of an array must fit 64 bits. Got shape " + a.shape_text() +
-                             " of " + name_of(a.dtype) + ".");
-  return bytes;
-}
-
-}  // namespace
-
-Array empty(DType dtype, int rank, const int64_t* shape, Layout layout) {
-  Array a;
-  a.dtype = dtype;
-  a.rank = rank;
-  int64_t stride = 1;
-  const bool last = layout == Layout::kChannelsLast && rank > 1;
-  for (int i = 0; i < rank; ++i) a.shape[i] = shape[i];
-  const auto step = [&](int axis) {
-    a.stride[axis] = stride;
-    stride *= shape[axis] > 0 ? shape[axis] : 1;
-  };
-  if (last) step(1);
-  for (int axis = rank - 1; axis >= 0; --axis)
-    if (!last || axis != 1) step(axis);
-  const int64_t item = size_of(dtype);
+void allocate(Array& a, int64_t bytes) {
   int64_t steps[kMaxRank];
-  const int64_t bytes = checked_bytes(a);
-  for (int i = 0; i < rank; ++i) steps[i] = a.stride[i] * item;
-  a.object = pooled_array(dtype, rank, shape, steps, bytes);
+  for (int i = 0; i < a.rank; ++i) steps[i] = a.stride[i] * size_of(a.dtype);
+  a.object = pooled_array(a.dtype, a.rank, a.shape, steps, bytes);
   a.data = py::detail::array_proxy(a.object.ptr())->data;
-  return a;
 }
 
-py::object result(const Array& array, bool unbatched) {
-  if (!unbatched) return array.object;
-  return array.object[py::int_(0)];
-}
+Call::Call(const char*) {}
+Call::~Call() = default;
 
 int num_threads() {
   int n = threads.load(std::memory_order_relaxed);
@@ -173,12 +92,19 @@ void set_num_threads(int n) {
     value_error("set_num_threads", "n must be from 1 to 256. Got " + std::to_string(n) + ".");
   threads.store(n, std::memory_order_relaxed);
 }
-void* current_stream() { return nullptr; }
+
+Exec new_exec() {
+  Exec exec;
+  exec.threads = num_threads();
+  return exec;
+}
 
 Workspace::Workspace(int64_t bytes) : data_(bytes > 0 ? cpu::allocate_block(bytes) : nullptr) {}
 Workspace::~Workspace() {
   if (data_ != nullptr) cpu::release_block(data_);
 }
+
+Uploaded::Uploaded(const Exec&, const void* host, int64_t) : data_(host) {}
 
 void bind_backend(py::module_& m) {
   m.def("get_num_threads", &num_threads);

@@ -348,15 +348,15 @@ void bind_conv(py::module_& m) {
   const auto x_shape = py::arg("x_shape"), stride = py::arg("stride");
   const auto padding = py::arg("padding"), dilation = py::arg("dilation");
   const auto groups = py::arg("groups");
-  m.def("conv_forward", &conv_forward, x, w, b, stride, padding, dilation, groups, relu);
-  m.def("conv_backward_input", &conv_backward_input, dy, w, x_shape, stride, padding, dilation,
-        groups, mask);
-  m.def("conv_backward_weight", &conv_backward_weight);
-  m.def("conv_transpose_forward", &conv_transpose_forward, x, w, b, stride, padding,
-        py::arg("output_padding"), groups, dilation, relu);
-  m.def("conv_transpose_backward_input", &conv_transpose_backward_input, dy, w, x_shape, stride,
-        padding, groups, dilation, mask);
-  m.def("conv_transpose_backward_weight", &conv_transpose_backward_weight);
+  def(m, "conv_forward", &conv_forward, x, w, b, stride, padding, dilation, groups, relu);
+  def(m, "conv_backward_input", &conv_backward_input, dy, w, x_shape, stride, padding, dilation,
+      groups, mask);
+  def(m, "conv_backward_weight", &conv_backward_weight);
+  def(m, "conv_transpose_forward", &conv_transpose_forward, x, w, b, stride, padding,
+      py::arg("output_padding"), groups, dilation, relu);
+  def(m, "conv_transpose_backward_input", &conv_transpose_backward_input, dy, w, x_shape, stride,
+      padding, groups, dilation, mask);
+  def(m, "conv_transpose_backward_weight", &conv_transpose_backward_weight);
 }
 
 }  // namespace convgrad::python

@@ -272,13 +272,13 @@ py::tuple matmul_backward(py::handle dy_, py::handle a_, py::handle b_, bool nee
 
 void bind_linear(py::module_& m) {
   const auto arg = [](const char* name) { return py::arg(name); };
-  m.def("linear_forward", &linear_forward, arg("x"), arg("w"), arg("b"), arg("relu") = false);
-  m.def("linear_backward_input", &linear_backward_input, arg("dy"), arg("w"),
-        arg("mask") = py::none());
-  m.def("linear_backward_weight", &linear_backward_weight);
-  m.def("channel_sum", &channel_sum);
-  m.def("matmul_forward", &matmul_forward);
-  m.def("matmul_backward", &matmul_backward);
+  def(m, "linear_forward", &linear_forward, arg("x"), arg("w"), arg("b"), arg("relu") = false);
+  def(m, "linear_backward_input", &linear_backward_input, arg("dy"), arg("w"),
+      arg("mask") = py::none());
+  def(m, "linear_backward_weight", &linear_backward_weight);
+  def(m, "channel_sum", &channel_sum);
+  def(m, "matmul_forward", &matmul_forward);
+  def(m, "matmul_backward", &matmul_backward);
 }
 
 }  // namespace convgrad::python

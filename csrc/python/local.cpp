@@ -141,9 +141,9 @@ py::tuple local_backward_weight(py::handle dy_, py::handle x_, const py::tuple& 
 }  // namespace
 
 void bind_local(py::module_& m) {
-  m.def("local_forward", &local_forward);
-  m.def("local_backward_input", &local_backward_input);
-  m.def("local_backward_weight", &local_backward_weight);
+  def(m, "local_forward", &local_forward);
+  def(m, "local_backward_input", &local_backward_input);
+  def(m, "local_backward_weight", &local_backward_weight);
 }
 
 }  // namespace convgrad::python

@@ -102,8 +102,8 @@ py::tuple cross_entropy_backward(const char* op, py::handle dy_, py::handle x_, 
 }  // namespace
 
 void bind_loss(py::module_& m) {
-  m.def("cross_entropy_forward", &cross_entropy_forward);
-  m.def("cross_entropy_backward", &cross_entropy_backward);
+  def(m, "cross_entropy_forward", &cross_entropy_forward);
+  def(m, "cross_entropy_backward", &cross_entropy_backward);
 }
 
 }  // namespace convgrad::python

@@ -214,12 +214,12 @@ py::object dice_backward(py::handle dy_, py::handle target_, py::handle p_, py::
 }  // namespace
 
 void bind_loss_pointwise(py::module_& m) {
-  m.def("pointwise_loss_forward", &pointwise_loss_forward);
-  m.def("pointwise_loss_backward", &pointwise_loss_backward);
-  m.def("multi_margin_forward", &multi_margin_forward);
-  m.def("multi_margin_backward", &multi_margin_backward);
-  m.def("dice_forward", &dice_forward);
-  m.def("dice_backward", &dice_backward);
+  def(m, "pointwise_loss_forward", &pointwise_loss_forward);
+  def(m, "pointwise_loss_backward", &pointwise_loss_backward);
+  def(m, "multi_margin_forward", &multi_margin_forward);
+  def(m, "multi_margin_backward", &multi_margin_backward);
+  def(m, "dice_forward", &dice_forward);
+  def(m, "dice_backward", &dice_backward);
 }
 
 }  // namespace convgrad::python

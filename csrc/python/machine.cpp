@@ -35,8 +35,8 @@ void copy_dense(py::handle x_, py::handle y_) {
 }  // namespace
 
 void bind_machine(py::module_& m) {
-  m.def("fma_rounds", &fma_rounds);
-  m.def("copy_dense", &copy_dense);
+  def(m, "fma_rounds", &fma_rounds);
+  def(m, "copy_dense", &copy_dense);
 }
 
 }  // namespace convgrad::python

@@ -19,6 +19,7 @@ void bind_resample(py::module_& m);
 void bind_random(py::module_& m);
 void bind_optim(py::module_& m);
 void bind_machine(py::module_& m);
+void bind_simulator(py::module_& m);  // of _cuda_sim alone
 
 }  // namespace convgrad::python
 
@@ -40,4 +41,7 @@ PYBIND11_MODULE(CONVGRAD_BACKEND, m, pybind11::mod_gil_not_used()) {
   bind_random(m);
   bind_optim(m);
   bind_machine(m);
+#ifdef CONVGRAD_SIM
+  bind_simulator(m);
+#endif
 }

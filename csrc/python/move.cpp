@@ -201,6 +201,12 @@ Array index_vector(const char* op, py::handle index_, int64_t rows) {
   return index;
 }
 
+// IndexError unless every element of `index`, of any shape and integer type, is in [-rows, rows);
+// on CUDA the error comes later, as a ValueError.
+void check_index(py::handle index, int64_t rows) {
+  index_vector("index", index.attr("astype")("int64").attr("ravel")(), rows);
+}
+
 int64_t row_size(const Array& a) {
   int64_t cols = 1;
   for (int i = 1; i < a.rank; ++i) cols *= a.shape[i];
@@ -296,16 +302,17 @@ py::object pad_constant(py::handle x_, py::handle low_, py::handle high_, double
 }  // namespace
 
 void bind_move(py::module_& m) {
-  m.def("channels_last", &channels_last);
-  m.def("contiguous", &contiguous);
-  m.def("is_channels_last", &is_channels_last);
-  m.def("empty_like", &empty_like);
-  m.def("cat", &cat);
-  m.def("narrow", &narrow);
-  m.def("split", &split);
-  m.def("index_rows", &index_rows);
-  m.def("index_add", &index_add);
-  m.def("pad_constant", &pad_constant);
+  def(m, "channels_last", &channels_last);
+  def(m, "contiguous", &contiguous);
+  def(m, "is_channels_last", &is_channels_last);
+  def(m, "empty_like", &empty_like);
+  def(m, "cat", &cat);
+  def(m, "narrow", &narrow);
+  def(m, "split", &split);
+  def(m, "check_index", &check_index);
+  def(m, "index_rows", &index_rows);
+  def(m, "index_add", &index_add);
+  def(m, "pad_constant", &pad_constant);
 }
 
 }  // namespace convgrad::python

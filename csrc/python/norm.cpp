@@ -75,12 +75,14 @@ py::tuple norm_statistics(const char* op, py::handle x_, py::handle w, py::handl
   const int64_t shape[2] = {s.batches, s.c};
   const Array mean = empty(x.dtype, 2, shape, Layout::kC),
               var = empty(x.dtype, 2, shape, Layout::kC);
+  const Uploaded uploaded = upload(&momentum);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), &momentum,
-                                   running_mean.as<T>(), running_var.as<T>());
+          ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(),
+                                   uploaded.as<double>(), running_mean.as<T>(),
+                                   running_var.as<T>());
         });
   });
   return py::make_tuple(mean.object, var.object);
@@ -126,13 +128,15 @@ py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle 
   const int64_t shape[2] = {s.batches, s.c};
   const Array mean = training ? empty(x.dtype, 2, shape, Layout::kC) : running_mean;
   const Array var = training ? empty(x.dtype, 2, shape, Layout::kC) : running_var;
+  const Uploaded uploaded = upload(&momentum, training ? 1 : 0);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
           if (training)
-            ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), &momentum,
-                                     running_mean.as<T>(), running_var.as<T>());
+            ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(),
+                                     uploaded.as<double>(), running_mean.as<T>(),
+                                     running_var.as<T>());
           ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), w.as<T>(), b.as<T>(),
                               residual.as<T>(), relu, y.as<T>());
         });
@@ -258,18 +262,18 @@ py::tuple layer_norm_backward(py::handle dy_, py::handle x_, py::handle w_, py::
 
 void bind_norm(py::module_& m) {
   using namespace py::literals;
-  m.def("norm_forward", &norm_forward, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
-        "running_var"_a, "per_sample"_a, "groups"_a, "training"_a, "momentum"_a, "eps"_a,
-        "relu"_a = false, "residual"_a = py::none());
-  m.def("norm_statistics", &norm_statistics, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
-        "running_var"_a, "per_sample"_a, "groups"_a, "momentum"_a, "eps"_a);
-  m.def("norm_apply", &norm_apply, "op"_a, "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a,
-        "per_sample"_a, "groups"_a, "eps"_a, "relu"_a, "residual"_a);
-  m.def("norm_backward", &norm_backward, "op"_a, "dy"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
-        "per_sample"_a, "groups"_a, "fixed"_a, "eps"_a, "need_x"_a, "need_w"_a, "need_b"_a,
-        "mask"_a = py::none(), "need_residual"_a = false);
-  m.def("layer_norm_forward", &layer_norm_forward);
-  m.def("layer_norm_backward", &layer_norm_backward);
+  def(m, "norm_forward", &norm_forward, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
+      "running_var"_a, "per_sample"_a, "groups"_a, "training"_a, "momentum"_a, "eps"_a,
+      "relu"_a = false, "residual"_a = py::none());
+  def(m, "norm_statistics", &norm_statistics, "op"_a, "x"_a, "weight"_a, "bias"_a, "running_mean"_a,
+      "running_var"_a, "per_sample"_a, "groups"_a, "momentum"_a, "eps"_a);
+  def(m, "norm_apply", &norm_apply, "op"_a, "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a,
+      "per_sample"_a, "groups"_a, "eps"_a, "relu"_a, "residual"_a);
+  def(m, "norm_backward", &norm_backward, "op"_a, "dy"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
+      "per_sample"_a, "groups"_a, "fixed"_a, "eps"_a, "need_x"_a, "need_w"_a, "need_b"_a,
+      "mask"_a = py::none(), "need_residual"_a = false);
+  def(m, "layer_norm_forward", &layer_norm_forward);
+  def(m, "layer_norm_backward", &layer_norm_backward);
 }
 
 }  // namespace convgrad::python

@@ -179,8 +179,8 @@ py::object list_norm(const py::list& list, const std::string& kind_, double powe
       type_error("list_norm", std::string("The tensors must have one dtype. Got ") +
                                   name_of(params[0].p.dense.dtype) + " and " +
                                   name_of(param.p.dense.dtype) + ".");
+  if (params.empty()) value_error("list_norm", "There must be at least 1 array. Got none.");
   const Array out = empty(DType::kFloat64, 0, nullptr, Layout::kC);
-  if (params.empty()) *out.as<double>() = 0;
   run_list(
       params,
       [](int64_t count, const auto* refs) { return table(refs).list_norm_workspace(count, refs); },
@@ -218,11 +218,11 @@ py::object penalty_backward(py::handle p_, const std::string& kind_, double fact
 }  // namespace
 
 void bind_optim(py::module_& m) {
-  m.def("sgd_step", &sgd_step);
-  m.def("adam_step", &adam_step);
-  m.def("list_norm", &list_norm);
-  m.def("list_scale", &list_scale);
-  m.def("penalty_backward", &penalty_backward);
+  def(m, "sgd_step", &sgd_step);
+  def(m, "adam_step", &adam_step);
+  def(m, "list_norm", &list_norm);
+  def(m, "list_scale", &list_scale);
+  def(m, "penalty_backward", &penalty_backward);
 }
 
 }  // namespace convgrad::python

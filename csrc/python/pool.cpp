@@ -236,13 +236,13 @@ py::object max_unpool_backward(py::handle dy_, py::handle index_, int spatial) {
 }  // namespace
 
 void bind_pool(py::module_& m) {
-  m.def("max_pool_forward", &max_pool_forward);
-  m.def("max_pool_backward", &max_pool_backward, py::arg("dy"), py::arg("tap"), py::arg("x_shape"),
-        py::arg("spatial"), py::arg("spec"), py::arg("mask") = py::none());
-  m.def("avg_pool_forward", &avg_pool_forward);
-  m.def("avg_pool_backward", &avg_pool_backward);
-  m.def("max_unpool_forward", &max_unpool_forward);
-  m.def("max_unpool_backward", &max_unpool_backward);
+  def(m, "max_pool_forward", &max_pool_forward);
+  def(m, "max_pool_backward", &max_pool_backward, py::arg("dy"), py::arg("tap"), py::arg("x_shape"),
+      py::arg("spatial"), py::arg("spec"), py::arg("mask") = py::none());
+  def(m, "avg_pool_forward", &avg_pool_forward);
+  def(m, "avg_pool_backward", &avg_pool_backward);
+  def(m, "max_unpool_forward", &max_unpool_forward);
+  def(m, "max_unpool_backward", &max_unpool_backward);
 }
 
 }  // namespace convgrad::python

@@ -50,8 +50,8 @@ void random_words(py::handle words_, py::handle state_) {
 }  // namespace
 
 void bind_random(py::module_& m) {
-  m.def("dropout", &dropout);
-  m.def("random_words", &random_words);
+  def(m, "dropout", &dropout);
+  def(m, "random_words", &random_words);
 }
 
 }  // namespace convgrad::python

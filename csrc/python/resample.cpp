@@ -143,10 +143,15 @@ template <class T>
 void run_resample(const ResampleShape& s, const Matrix (&matrix)[3], const Array& x,
                   const Array& y) {
   std::vector<T> weight[3];
+  std::vector<Uploaded> uploaded;  // keeps what the maps point to
+  const auto placed = [&](const auto& values) {
+    uploaded.push_back(upload(values.data(), int64_t(values.size())));
+    return uploaded.back().template as<typename std::decay_t<decltype(values)>::value_type>();
+  };
   AxisMap<T> map[3];
   for (int axis = 0; axis < 3; ++axis) {
     weight[axis].assign(matrix[axis].weight.begin(), matrix[axis].weight.end());
-    map[axis] = {matrix[axis].start.data(), matrix[axis].source.data(), weight[axis].data()};
+    map[axis] = {placed(matrix[axis].start), placed(matrix[axis].source), placed(weight[axis])};
   }
   run([&](const Exec& exec) { ops<T>().resample(exec, s, map, x.as<T>(), y.as<T>()); });
 }
@@ -229,8 +234,8 @@ py::object pad_repeat(py::handle x, const py::object& x_shape, int spatial, cons
 }  // namespace
 
 void bind_resample(py::module_& m) {
-  m.def("interpolate", &interpolate);
-  m.def("pad_repeat", &pad_repeat);
+  def(m, "interpolate", &interpolate);
+  def(m, "pad_repeat", &pad_repeat);
 }
 
 }  // namespace convgrad::python

@@ -73,8 +73,8 @@ py::object softmax_backward(py::handle y_, py::handle dy_, int64_t dim, bool log
 }  // namespace
 
 void bind_softmax(py::module_& m) {
-  m.def("softmax_forward", &softmax_forward);
-  m.def("softmax_backward", &softmax_backward);
+  def(m, "softmax_forward", &softmax_forward);
+  def(m, "softmax_backward", &softmax_backward);
 }
 
 }  // namespace convgrad::python

@@ -2,10 +2,16 @@
 
 import numpy as _np
 
-from convgrad import autograd, data, functional, io, metrics, nn, optim, penalty, train
+from convgrad import autograd, cuda, data, functional, io, metrics, nn, optim, penalty, train
 from convgrad._cpu import empty_cache, get_num_threads, set_num_threads
 from convgrad.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
-from convgrad.backend import device, is_exact, set_exact
+from convgrad.backend import (
+    device,
+    get_default_device,
+    is_exact,
+    set_default_device,
+    set_exact,
+)
 from convgrad.creation import *
 from convgrad.functional.activation import prelu, relu, selu, sigmoid, tanh
 from convgrad.functional.linear import *

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from convgrad.backend import lib_of
+from convgrad.backend import lib_of, of
 from convgrad.deferred import Pending
 
 if TYPE_CHECKING:
@@ -253,9 +253,15 @@ class Op:
         self.__dict__.clear()
 
 
-def _refused(error: Exception, inputs: Sequence[Any]) -> TypeError | None:
+def _refused(error: Exception, inputs: Sequence[Any]) -> Exception | None:
     """What to raise for an error in an op's forward that is in NumPy's or pybind11's words: the
     public function's name, and every argument it got. None if the words are the library's own."""
+    devices = sorted({str(t.device) for t in inputs if isinstance(t, Tensor)})
+    if len(devices) > 1:
+        return ValueError(
+            f"[{_public_caller().f_code.co_name}] All tensors must be on one device. Got "
+            f"{' and '.join(devices)}."
+        )
     text = str(error)
     inner = text.startswith(("[convgrad]", "[channels_last]", "[contiguous]"))
     if text.startswith("[") and not inner:
@@ -266,13 +272,19 @@ def _refused(error: Exception, inputs: Sequence[Any]) -> TypeError | None:
     known = (Tensor, int, float, np.generic, type(None))
     if not foreign and all(isinstance(t, known) for t in inputs):
         return None
-    frame = sys._getframe(2)
-    while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
-        frame = frame.f_back
+    frame = _public_caller()
     code = frame.f_code
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     given = ", ".join(f"{n}={describe(frame.f_locals.get(n))}" for n in names)
     return TypeError(f"[{code.co_name}] An argument is of the wrong type. Got {given}.")
+
+
+def _public_caller() -> Any:
+    """The frame of the public function that called an op whose forward failed."""
+    frame = sys._getframe(3)
+    while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def describe(value: Any) -> str:
@@ -545,6 +557,12 @@ class Function:
         return out
 
 
+def _zeros(backend: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    out = backend.empty(shape, dtype)
+    out[...] = 0
+    return out
+
+
 class _Call(Op):
     """A call of a :class:`Function`."""
 
@@ -564,7 +582,7 @@ class _Call(Op):
                     f"{type(t).__name__}."
                 )
         self.saved = tuple([t.array for t in self.context._saved if t is not None])
-        self.like = [(t.shape, t.array.dtype) for t in outs]
+        self.like = [(of(t.array), t.shape, t.array.dtype) for t in outs]
         self.constant = {i for i, t in enumerate(outs) if id(t) in self.context._constant}
         arrays = tuple([t.array for t in outs])
         return arrays if isinstance(out, tuple) else arrays[0]
@@ -572,11 +590,7 @@ class _Call(Op):
     def backward(self, *dy: Array | None) -> tuple[Array | None, ...]:
         context = self.context
         grads = [
-            Tensor(g)
-            if g is not None
-            else Tensor(np.zeros(*like))
-            if context._materialize
-            else None
+            Tensor(g) if g is not None else Tensor(_zeros(*like)) if context._materialize else None
             for g, like in zip(dy, self.like)
         ]
         out = self.function.backward(context, *grads)

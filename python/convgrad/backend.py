@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+import importlib
+import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,21 @@ __all__ = [
     "by_device",
     "cuda_status",
     "device",
+    "for_new",
+    "get_default_device",
+    "host",
+    "is_array",
     "is_exact",
     "lib_of",
     "of",
+    "set_default_device",
     "set_exact",
+    "typed",
 ]
 
 
 class Backend:
-    """An array library and the kernels for its arrays.
+    """An array library and the kernels for its arrays, on one device.
 
     ``lib`` holds the bindings (csrc/python), the same functions for every backend; ``xp`` is the
     array library, for what is not worth a kernel.
@@ -31,13 +39,67 @@ class Backend:
 
     __slots__ = ("device", "lib", "xp")
 
-    def __init__(self, device: str, xp: ModuleType, lib: ModuleType) -> None:
+    def __init__(self, device: str, xp: Any, lib: Any) -> None:
         self.device = device
         self.xp = xp
         self.lib = lib
 
     def __repr__(self) -> str:
         return f"Backend({self.device!r})"
+
+    def current(self) -> AbstractContextManager[Any]:
+        """While this lasts, the array library works on the device."""
+        return nullcontext()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Uninitialised, channels-last, from the pool."""
+        # An array of that shape that occupies one element.
+        return self.lib.empty_like(np.broadcast_to(np.zeros((), dtype), shape))
+
+    def put(self, host: np.ndarray) -> Any:
+        """The values of a NumPy array on this device, in the same layout if it is channels-last;
+        itself on the CPU."""
+        return host
+
+    def small(self, values: Any) -> Any:
+        """float64 or the NumPy array's type: a few numbers that a kernel reads."""
+        return np.asarray(values)
+
+    def host(self, array: Any) -> np.ndarray:
+        """The array in NumPy: itself on the CPU, else a C-order copy."""
+        return array
+
+
+class CudaBackend(Backend):
+    """CuPy and ``_cuda`` on one GPU."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int, xp: Any, lib: Any) -> None:
+        super().__init__(f"cuda:{index}", xp, lib)
+        self.index = index
+
+    def current(self) -> AbstractContextManager[Any]:
+        return self.xp.cuda.Device(self.index)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        with self.current():
+            return self.lib.empty_like(self.xp.broadcast_to(self.xp.empty((), dtype), shape))
+
+    def put(self, host: np.ndarray) -> Any:
+        with self.current():
+            if host.ndim > 2 and not host.flags.c_contiguous and CPU.lib.is_channels_last(host):
+                # CuPy copies in C order: of the axes as they lie in memory.
+                return self.xp.moveaxis(self.xp.asarray(np.moveaxis(host, 1, -1)), -1, 1)
+            return self.xp.asarray(host)
+
+    def small(self, values: Any) -> Any:
+        return self.lib.to_device(np.asarray(values), self.index)
+
+    def host(self, array: Any) -> np.ndarray:
+        out = array.get()
+        self.lib.raise_errors(self.index)
+        return out
 
 
 class device(str):
@@ -56,25 +118,46 @@ class device(str):
 
 
 CPU = Backend("cpu", np, _cpu)
-_BY_TYPE: dict[type, Backend] = {np.ndarray: CPU}
 _LIB_BY_TYPE: dict[type, Any] = {np.ndarray: _cpu}
+_cuda: list[CudaBackend] = []  # by index, once CUDA has been asked for
+_cuda_arrays: Any = ()  # their type, in a tuple
+_default: Backend = CPU
 
 
 def of(array: Any) -> Backend:
     """The backend of an array; TypeError for anything that is not one."""
-    try:
-        return _BY_TYPE[type(array)]
-    except KeyError:
-        if isinstance(array, (np.ndarray, np.generic)):
-            return CPU
-        raise TypeError(
-            f"[convgrad] An array must be a NumPy array. Got {type(array).__name__}."
-        ) from None
+    if type(array) is np.ndarray:
+        return CPU
+    if isinstance(array, _cuda_arrays):
+        return _cuda[array.data.device_id]
+    if isinstance(array, (np.ndarray, np.generic)):
+        return CPU
+    raise TypeError(
+        f"[convgrad] An array must be NumPy's, or CuPy's on a GPU. Got {type(array).__name__}."
+    )
 
 
 def lib_of(array: Any) -> Any:
     """The kernels for an array."""
     return _LIB_BY_TYPE.get(type(array)) or of(array).lib
+
+
+def is_array(value: Any) -> bool:
+    """Whether the value is an array of NumPy's or, once CUDA is in use, CuPy's."""
+    return isinstance(value, (np.ndarray, _cuda_arrays))
+
+
+def host(array: Any) -> Any:
+    """The array in NumPy: itself on the CPU, else a copy. ValueError if a kernel on its device has
+    found a bad value."""
+    return array if type(array) is np.ndarray else of(array).host(array)
+
+
+def typed(result: Any, dtype: Any) -> Any:
+    """What the array library returned, an array or one of NumPy's scalars, as an array of dtype."""
+    if isinstance(result, _cuda_arrays):
+        return result.astype(dtype, copy=False)
+    return np.asarray(result, dtype)
 
 
 def set_exact(exact: bool) -> None:
@@ -96,16 +179,87 @@ def is_exact() -> bool:
     return bool(CPU.lib.exact_algorithms())
 
 
+# ---- devices ----
+
+
+def _load_cuda() -> list[CudaBackend]:
+    """A backend per GPU; RuntimeError saying what is missing."""
+    global _cuda_arrays
+    if _cuda:
+        return _cuda
+    simulated = os.environ.get("CONVGRAD_CUDA_SIM") == "1"  # for tests: see tests/cupy_standin.py
+    names = ("convgrad._cuda_sim", "tests.cupy_standin") if simulated else _CUDA_MODULES
+    try:
+        lib = importlib.import_module(names[0])
+    except ImportError as error:
+        raise RuntimeError(
+            f"no CUDA backend in this installation: {error} (pip install 'convgrad[cuda13]')"
+        ) from error
+    try:
+        xp: Any = importlib.import_module(names[1])
+    except ImportError as error:
+        raise RuntimeError(f"no CuPy: {error} (pip install 'convgrad[cuda13]')") from error
+    try:
+        count = xp.cuda.runtime.getDeviceCount()
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f"no usable NVIDIA driver: {error}") from error
+    if count == 0:
+        raise RuntimeError("no NVIDIA GPU")
+    lib.use_library(xp)
+    lib.set_exact_algorithms(is_exact())
+    _cuda_arrays = (xp.ndarray,)
+    _LIB_BY_TYPE[xp.ndarray] = lib
+    _cuda.extend(CudaBackend(i, xp, lib) for i in range(count))
+    return _cuda
+
+
+_CUDA_MODULES = ("convgrad._cuda", "cupy")
+
+
 def cuda_status() -> str:
-    """Why there is no GPU, in words."""
-    return "no CUDA backend in this build (convgrad._cuda is missing)"
+    """The GPUs in words, or why there is none."""
+    try:
+        found = _load_cuda()
+    except RuntimeError as error:
+        return str(error)
+    properties = found[0].xp.cuda.runtime.getDeviceProperties
+    names = [properties(b.index)["name"].decode() for b in found]
+    return f"{len(found)} GPU{'s' if len(found) > 1 else ''}: {', '.join(names)}"
 
 
 def by_device(device: Any) -> Backend:
-    """The backend a device names: 'cpu', 'cuda', 'cuda:1'."""
-    name = str(device)
+    """The backend a device names: 'cpu', 'cuda' (the current one), 'cuda:1'; a number counts
+    GPUs."""
+    name = f"cuda:{device}" if type(device) is int else str(device)
     if name == "cpu":
         return CPU
-    if name.split(":")[0] == "cuda":
-        raise RuntimeError(f"[device] '{name}' is not available: {cuda_status()}.")
-    raise ValueError(f"[device] A device is 'cpu', 'cuda' or 'cuda:N'. Got {name!r}.")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (":" in name and not number.isdecimal()):
+        raise ValueError(f"[device] A device is 'cpu', 'cuda' or 'cuda:N'. Got {name!r}.")
+    try:
+        found = _load_cuda()
+    except RuntimeError as error:
+        raise RuntimeError(f"[device] '{name}' is not available: {error}.") from error
+    index = int(number) if number else found[0].xp.cuda.runtime.getDevice()
+    if index >= len(found):
+        raise RuntimeError(f"[device] '{name}' is not available: there are {len(found)} GPUs.")
+    return found[index]
+
+
+def for_new(device: Any) -> Backend:
+    """The backend for a new tensor: the device's, or the default one's for None."""
+    return _default if device is None else by_device(device)
+
+
+def set_default_device(device: Any) -> None:
+    """Where new tensors are made from now on, in the whole process: 'cpu' at first."""
+    global _default
+    _default = CPU if device is None else by_device(device)
+
+
+def get_default_device() -> device:
+    """Where new tensors are made when no device is given."""
+    return _device(_default.device)
+
+
+_device = device

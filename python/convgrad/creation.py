@@ -61,41 +61,63 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def from_dlpack(source: Any) -> Tensor:
-    """A tensor in the memory of any array with ``__dlpack__`` on the CPU."""
-    array = np.from_dlpack(source)
+    """A tensor in the memory of any array with ``__dlpack__``, on the CPU or a GPU."""
+    kind, index = source.__dlpack_device__()
+    if kind == _DLPACK_CUDA:
+        target = backend.by_device(f"cuda:{index}")
+        with target.current():
+            array = target.xp.from_dlpack(source)
+    else:
+        array = np.from_dlpack(source)
     checked_dtype("from_dlpack", array.dtype)
     return Tensor(array)
+
+
+_DLPACK_CUDA = 2  # kDLCUDA
 
 
 # ---- constants ----
 
 
-def _new(array: np.ndarray, device: Any, requires_grad: bool) -> Tensor:
-    if device is not None:
-        backend.by_device(device)
+def _leaf(array: Any, requires_grad: bool) -> Tensor:
     out = Tensor(array)
     if requires_grad:
         out.requires_grad = True
     return out
 
 
-def _allocate(op: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _from_host(array: np.ndarray, device: Any, requires_grad: bool) -> Tensor:
+    return _leaf(backend.for_new(device).put(array), requires_grad)
+
+
+def _allocate(op: str, shape: tuple[int, ...], dtype: Any, target: backend.Backend) -> Any:
     """Uninitialised, from the pool; float arrays of more than two axes channels-last."""
     for s in shape:
         if s < 0:
             raise ValueError(f"[{op}] Sizes must be at least 0. Got {shape}.")
     wanted = checked_dtype(op, np.float32 if dtype is None else dtype)
     if wanted.kind != "f" and len(shape) > 2:
-        return np.empty(shape, wanted)
-    # An array of that shape that occupies one element.
-    return backend.CPU.lib.empty_like(np.broadcast_to(np.zeros((), wanted), shape))
+        with target.current():
+            return target.xp.empty(shape, wanted)
+    return target.empty(shape, wanted)
+
+
+def _filled(
+    op: str, shape: Any, value: Any, dtype: Any, device: Any, requires_grad: bool
+) -> Tensor:
+    target = backend.for_new(device)
+    array = _allocate(op, shape, dtype, target)
+    with target.current():
+        array[...] = value
+    return _leaf(array, requires_grad)
 
 
 def empty(
     *size: Shape, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """Uninitialised."""
-    return _new(_allocate("empty", sizes("empty", size), dtype), device, requires_grad)
+    array = _allocate("empty", sizes("empty", size), dtype, backend.for_new(device))
+    return _leaf(array, requires_grad)
 
 
 def full(
@@ -107,55 +129,53 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:
     """fill_value everywhere; without dtype a bool, int64 or float32 tensor, by the value's type."""
+    if isinstance(fill_value, Tensor):
+        fill_value = fill_value.numpy(force=True)
     if dtype is None:
         kind = np.asarray(fill_value).dtype
         dtype = np.float32 if kind.kind == "f" and not hasattr(fill_value, "dtype") else kind
-    array = _allocate("full", sizes("full", (size,)), dtype)
-    array[...] = fill_value
-    return _new(array, device, requires_grad)
+    return _filled("full", sizes("full", (size,)), fill_value, dtype, device, requires_grad)
 
 
 def zeros(
     *size: Shape, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """0 everywhere."""
-    array = _allocate("zeros", sizes("zeros", size), dtype)
-    array[...] = 0
-    return _new(array, device, requires_grad)
+    return _filled("zeros", sizes("zeros", size), 0, dtype, device, requires_grad)
 
 
 def ones(
     *size: Shape, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """1 everywhere."""
-    array = _allocate("ones", sizes("ones", size), dtype)
-    array[...] = 1
-    return _new(array, device, requires_grad)
+    return _filled("ones", sizes("ones", size), 1, dtype, device, requires_grad)
 
 
 def _like(input: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs.get("dtype") is None:
         kwargs["dtype"] = input.dtype
+    if kwargs.get("device") is None:
+        kwargs["device"] = input.device
     return kwargs
 
 
 def empty_like(input: Tensor, **kwargs: Any) -> Tensor:
-    """Uninitialised, of input's shape and (unless given) dtype."""
+    """Uninitialised, of input's shape and (unless given) dtype and device."""
     return empty(input.shape, **_like(input, kwargs))
 
 
 def zeros_like(input: Tensor, **kwargs: Any) -> Tensor:
-    """0 everywhere, of input's shape and (unless given) dtype."""
+    """0 everywhere, of input's shape and (unless given) dtype and device."""
     return zeros(input.shape, **_like(input, kwargs))
 
 
 def ones_like(input: Tensor, **kwargs: Any) -> Tensor:
-    """1 everywhere, of input's shape and (unless given) dtype."""
+    """1 everywhere, of input's shape and (unless given) dtype and device."""
     return ones(input.shape, **_like(input, kwargs))
 
 
 def full_like(input: Tensor, fill_value: Any, **kwargs: Any) -> Tensor:
-    """fill_value everywhere, of input's shape and (unless given) dtype."""
+    """fill_value everywhere, of input's shape and (unless given) dtype and device."""
     return full(input.shape, fill_value, **_like(input, kwargs))
 
 
@@ -169,7 +189,7 @@ def eye(
 ) -> Tensor:
     """(n, m), or (n, n): 1 on the diagonal, 0 elsewhere."""
     wanted = checked_dtype("eye", np.float32 if dtype is None else dtype)
-    return _new(np.eye(n, m, dtype=wanted), device, requires_grad)
+    return _from_host(np.eye(n, m, dtype=wanted), device, requires_grad)
 
 
 # ---- ranges ----
@@ -195,7 +215,7 @@ def arange(
         floats = any(isinstance(v, (float, np.floating)) for v in (start, end, step))
         dtype = np.float32 if floats else np.int64
     array = np.arange(start, end, step).astype(checked_dtype("arange", dtype))
-    return _new(array, device, requires_grad)
+    return _from_host(array, device, requires_grad)
 
 
 def linspace(
@@ -211,7 +231,7 @@ def linspace(
     if steps < 0:
         raise ValueError(f"[linspace] steps must be at least 0. Got {steps}.")
     wanted = checked_dtype("linspace", np.float32 if dtype is None else dtype)
-    return _new(np.linspace(start, end, steps).astype(wanted), device, requires_grad)
+    return _from_host(np.linspace(start, end, steps).astype(wanted), device, requires_grad)
 
 
 # ---- random ----
@@ -220,11 +240,11 @@ def linspace(
 def _random(
     op: str, shape: tuple[int, ...], dtype: Any, draw: Any, device: Any, requires_grad: bool
 ) -> Tensor:
-    array = _allocate(op, shape, dtype)
+    array = _allocate(op, shape, dtype, backend.CPU)  # drawn on the host: see random.py
     if array.dtype.kind != "f":
         raise TypeError(f"[{op}] dtype must be a floating type. Got {array.dtype}.")
     array[...] = draw(shape, dtype=array.dtype)
-    return _new(array, device, requires_grad)
+    return _from_host(array, device, requires_grad)
 
 
 def rand(
@@ -252,12 +272,12 @@ def randn(
 
 
 def rand_like(input: Tensor, **kwargs: Any) -> Tensor:
-    """Uniform on [0, 1), of input's shape and dtype."""
+    """Uniform on [0, 1), of input's shape, dtype and device."""
     return rand(input.shape, **_like(input, kwargs))
 
 
 def randn_like(input: Tensor, **kwargs: Any) -> Tensor:
-    """Normal, of input's shape and dtype."""
+    """Normal, of input's shape, dtype and device."""
     return randn(input.shape, **_like(input, kwargs))
 
 
@@ -276,12 +296,13 @@ def randint(
         low, high, size = 0, low, high
     if high <= low:
         raise ValueError(f"[randint] high must be above low. Got {low} and {high}.")
-    array = _allocate("randint", sizes("randint", (size,)), np.int64 if dtype is None else dtype)
+    kind = np.int64 if dtype is None else dtype
+    array = _allocate("randint", sizes("randint", (size,)), kind, backend.CPU)
     array[...] = (generator or default_generator).numpy.integers(low, high, array.shape)
-    return _new(array, device, requires_grad)
+    return _from_host(array, device, requires_grad)
 
 
 def randperm(n: int, *, generator: Generator | None = None, device: Any = None) -> Tensor:
     """0 to n - 1 in random order, int64."""
     order = (generator or default_generator).numpy.permutation(n)
-    return _new(order.astype(np.int64), device, False)
+    return _from_host(order.astype(np.int64), device, False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from convgrad.backend import host, is_array
 from convgrad.extras import require
 from convgrad.tensor import Tensor
 
@@ -59,8 +60,8 @@ def save(state_dict: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 def _c_order(name: str, value: Any) -> np.ndarray:
     array = value.array if isinstance(value, Tensor) else value
-    if hasattr(array, "get"):  # CuPy
-        array = array.get()
+    if is_array(array):
+        array = host(array)
     if not isinstance(array, (np.ndarray, np.generic)):
         raise TypeError(
             f"[save] A state dict holds tensors or arrays. Got {type(value).__name__} for '{name}'."

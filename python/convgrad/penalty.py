@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from convgrad.autograd import Op
-from convgrad.backend import lib_of
+from convgrad.backend import lib_of, typed
 from convgrad.tensor import Tensor
 
 __all__ = ["l1", "l2"]
@@ -26,7 +24,7 @@ class Penalty(Op):
         total = lib_of(arrays[0]).list_norm(arrays, kind, 0.0)
         self.saved = tuple(arrays)
         self.args = kind, factor
-        return np.asarray(total * factor, arrays[0].dtype)
+        return typed(total * factor, arrays[0].dtype)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         lib = lib_of(dy)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convgrad.backend import host
+
 if TYPE_CHECKING:
     from convgrad.tensor import Tensor
 
@@ -14,12 +16,14 @@ __all__ = ["text"]
 
 def text(t: Tensor) -> str:
     """``tensor([1., 2.], requires_grad=True)``: values, then what is not the default."""
-    array = t.array
+    array = host(t.array)
     notes = []
     if array.size == 0 and array.ndim != 1:
         notes.append(f"size={array.shape}")
     if array.dtype.name not in ("float32", "int64", "bool"):
         notes.append(f"dtype={array.dtype.name}")
+    if t.array is not array:
+        notes.append(f"device='{t.device}'")
     if t.node is not None:
         notes.append(f"grad_fn=<{type(t.node).__name__}>")
     elif t.requires_grad:

@@ -167,37 +167,59 @@ class Tensor:
         """The only element as a Python number; ValueError if there are more or none."""
         if self.array.size != 1:
             raise ValueError(f"[item] The tensor must have one element. Got shape {self.shape}.")
-        return self.array.item()
+        return backend.host(self.array).item()
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
-        return self.array.tolist()
+        return backend.host(self.array).tolist()
 
     def numpy(self, copy: _bool = False, *, force: _bool = False) -> np.ndarray:
-        """The NumPy array: the tensor's own memory (strided, logical order), or a C-order copy.
+        """The NumPy array: the tensor's own memory (strided, logical order), or a C-order copy;
+        of a tensor on a GPU always a copy.
 
         RuntimeError for a tensor that requires a gradient, unless forced: detach() it first.
         """
-        if self._requires_grad and not force:
+        if not force:
+            self._refuse_gradient("numpy")
+        array = backend.host(self.array)
+        return np.array(array, order="C") if copy and array is self.array else array
+
+    def _refuse_gradient(self, op: str) -> None:
+        if self._requires_grad:
             raise RuntimeError(
-                "[numpy] A tensor that requires a gradient gives no array. Use "
-                "tensor.detach().numpy()."
+                f"[{op}] A tensor that requires a gradient gives no array. Use "
+                f"tensor.detach().numpy()."
             )
-        return np.array(self.array, order="C") if copy else self.array
 
     def __array__(self, dtype: Any = None, copy: _bool | None = None) -> np.ndarray:
         array = self.numpy()
         converted = array if dtype is None else array.astype(dtype, copy=False)
-        if copy is False and converted is not array:
-            raise ValueError(f"[__array__] {self.dtype} as {dtype} needs a copy. Got copy=False.")
-        return converted.copy() if copy and converted is array else converted
+        if copy is False and converted is not self.array:
+            raise ValueError(
+                f"[__array__] {self.dtype} on {self.device} as {dtype} needs a copy. Got "
+                "copy=False."
+            )
+        return converted.copy() if copy and converted is self.array else converted
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        return self.numpy().__array_interface__
+        return self._shared("__array_interface__").__array_interface__
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self._shared("__cuda_array_interface__").__cuda_array_interface__
+
+    def _shared(self, protocol: str) -> Array:
+        """The array, for its memory to be shared by the protocol; AttributeError says that it
+        cannot, as when a tensor on the CPU is asked for an interface of the GPU."""
+        self._refuse_gradient(protocol)
+        if not hasattr(self.array, protocol):
+            raise AttributeError(f"[{protocol}] A tensor on {self.device} has none.")
+        return self.array
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.numpy().__dlpack__(**kwargs)
+        self._refuse_gradient("__dlpack__")
+        return self.array.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple[_int, _int]:
         return self.array.__dlpack_device__()
@@ -230,14 +252,18 @@ class Tensor:
         """
         for arg in args:
             if isinstance(arg, Tensor):
-                dtype = arg.dtype
+                dtype, device = arg.dtype, arg.device
             elif isinstance(arg, str):
                 device = arg
             elif not isinstance(arg, _bool):  # to(device, dtype, non_blocking, copy)
                 dtype = arg
+        out = self
         if device is not None:
-            backend.by_device(device)
-        out = self if dtype is None else _math.cast(self, checked_dtype("to", dtype))
+            target = backend.by_device(device)
+            if target is not backend.of(out.array):
+                out = _math.Move.apply((out,), target)
+        if dtype is not None:
+            out = _math.cast(out, checked_dtype("to", dtype))
         return out.clone() if copy and out is self else out
 
     def type(self, dtype: Any) -> Tensor:
@@ -282,7 +308,9 @@ class Tensor:
                     "[backward] gradient may be left out only for a tensor of one element. Got "
                     f"shape {self.shape}."
                 )
-            return np.ones(self.array.shape, self.array.dtype)
+            start = backend.of(self.array).empty(self.array.shape, self.array.dtype)
+            start[...] = 1
+            return start
         array = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
         if array.shape != self.shape or array.dtype != self.array.dtype:
             raise ValueError(
@@ -356,7 +384,7 @@ class Tensor:
                 "[bool] Only a tensor of one element is true or false. Got shape "
                 f"{self.shape}; use any() or all()."
             )
-        return _bool(self.array.item())
+        return _bool(self.item())
 
     def __int__(self) -> _int:
         return _int(self.item())
@@ -370,7 +398,7 @@ class Tensor:
                 "[index] Only an integer tensor of one element is an index. Got "
                 f"{self.array.dtype} of shape {self.shape}."
             )
-        return _int(self.array.item())
+        return _int(self.item())
 
     def __len__(self) -> _int:
         if self.array.ndim == 0:
@@ -400,7 +428,11 @@ class Tensor:
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tensor, (np.array(self.array, order="C"), self._requires_grad)
+        return _rebuilt, (
+            np.array(backend.host(self.array), order="C"),
+            self._requires_grad,
+            str(self.device),
+        )
 
     # ---- indexing ----
 
@@ -408,7 +440,8 @@ class Tensor:
         return _shape.index(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._written("[...] =", value)[_shape.array_index(index)] = as_array(value)
+        array = self._written("[...] =", value)
+        array[_shape.array_index(index)] = operand_for(array, value)
 
     # ---- in place ----
 
@@ -423,7 +456,7 @@ class Tensor:
                         "that requires a gradient may be changed, or written elsewhere, only under "
                         "no_grad()."
                     )
-        if not self.array.flags.writeable:
+        if not _is_writeable(self.array):
             raise ValueError(
                 f"[{op}] The tensor of shape {self.shape} lies in read-only or expanded memory; "
                 "clone() it first."
@@ -434,28 +467,33 @@ class Tensor:
     def _update(self, op: str, ufunc: Any, *operands: Any) -> Tensor:
         array = self._written(op, *operands)
         with np.errstate(all="ignore"):
-            ufunc(array, *[as_array(v) for v in operands], out=array, casting="same_kind")
+            ufunc(array, *[operand_for(array, v) for v in operands], out=array, casting="same_kind")
         return self
 
     def zero_(self) -> Tensor:
         return self.fill_(0)
 
     def fill_(self, value: Any) -> Tensor:
-        self._written("fill_", value)[...] = as_array(value)
+        array = self._written("fill_", value)
+        array[...] = operand_for(array, value)
         return self
 
     def copy_(self, source: Any) -> Tensor:
-        """The values of source, broadcast and converted."""
+        """The values of source, broadcast, converted and brought from any device."""
         array = self._written("copy_", source)
-        np.copyto(array, as_array(source), casting="unsafe")
+        values = as_array(source)
+        target = backend.of(array)
+        if backend.is_array(values) and backend.of(values) is not target:
+            values = target.put(backend.host(values))
+        np.copyto(array, values, casting="unsafe")
         return self
 
     def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """self += alpha * other"""
         if alpha == 1:
             return self._update("add_", np.add, other)
-        self._written("add_", other)
-        return self._update("add_", np.add, Tensor(np.multiply(as_array(other), alpha)))
+        array = self._written("add_", other)
+        return self._update("add_", np.add, np.multiply(operand_for(array, other), alpha))
 
     def sub_(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """self -= alpha * other"""
@@ -816,19 +854,45 @@ def as_array(value: Any) -> Any:
     return value.array if isinstance(value, Tensor) else value
 
 
+def operand_for(array: Array, value: Any) -> Any:
+    """A tensor's array, or a number, to compute with ``array``: one number of another device, and
+    NumPy's arrays beside a tensor on a GPU, are brought there."""
+    other = as_array(value)
+    if type(array) is np.ndarray and not backend.is_array(other):
+        return other
+    if backend.is_array(other) and backend.of(other) is not backend.of(array):
+        if other.ndim == 0:
+            return backend.host(other)[()]
+        if not isinstance(value, Tensor):
+            return backend.of(array).put(np.ascontiguousarray(backend.host(other)))
+    return other
+
+
+def _is_writeable(array: Array) -> _bool:
+    """False for read-only memory, and on a GPU, where nothing is, for expanded memory."""
+    if type(array) is np.ndarray:
+        return array.flags.writeable
+    return 0 not in [s for s, n in zip(array.strides, array.shape) if n > 1]
+
+
+def _rebuilt(array: np.ndarray, requires_grad: _bool, device: str) -> Tensor:
+    """A pickled tensor."""
+    return Tensor(backend.by_device(device).put(array), requires_grad)
+
+
 def array_of(op: str, value: Any, name: str = "input") -> Any:
     """A tensor's array; TypeError for anything else."""
     if isinstance(value, Tensor):
         return value.array
-    hint = " cg.tensor(array) makes a Tensor." if isinstance(value, np.ndarray) else ""
+    hint = " cg.tensor(array) makes a Tensor." if backend.is_array(value) else ""
     raise TypeError(f"[{op}] {name} must be a Tensor. Got {autograd.describe(value)}.{hint}")
 
 
 def as_operand(value: Any) -> Tensor:
-    """A tensor, or a NumPy array as a constant."""
+    """A tensor, or an array as a constant."""
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, np.ndarray):
+    if backend.is_array(value):
         return Tensor(value)
     raise TypeError(f"[matmul] Both factors must be tensors. Got {type(value).__name__}.")
 
@@ -849,41 +913,61 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     """A new leaf with a copy of ``data`` (numbers, nested lists, an array or a tensor).
 
     Python floats become float32, ints int64, bools bool; arrays keep their dtype, in native byte
-    order. Float arrays of more than two axes are laid out channels-last.
+    order. Float arrays of more than two axes are laid out channels-last. Without a device it is on
+    the data's own, if that is a tensor or an array of a GPU, else on the default device.
     """
-    if device is not None:
-        backend.by_device(device)
     source = data.array if isinstance(data, Tensor) else data
+    own = backend.of(source) if backend.is_array(source) else backend.CPU
+    stays = device is None and (isinstance(data, Tensor) or own is not backend.CPU)
+    target = own if stays else backend.for_new(device)
     if isinstance(source, (list, tuple)):
         source = _nested(source)
+    if own is not backend.CPU:
+        if own is target:
+            out = Tensor(_copy_of_type(source, checked_dtype("tensor", dtype or source.dtype)))
+            out.requires_grad = requires_grad
+            return out
+        source = own.host(source)
     array = np.asarray(source)
     if dtype is None and array.dtype == np.float64 and not hasattr(source, "dtype"):
         dtype = np.float32
     wanted = checked_dtype("tensor", array.dtype if dtype is None else dtype)
     if array.ndim > 2 and wanted.kind == "f":
-        out = Tensor(autograd.copied(np.require(array, wanted, ["ALIGNED"])))
+        host = autograd.copied(np.require(array, wanted, ["ALIGNED"]))
     else:
-        out = Tensor(np.array(array, wanted, order="C"))
+        host = np.array(array, wanted, order="C")
+    out = Tensor(target.put(host))
     out.requires_grad = requires_grad
     return out
 
 
+def _copy_of_type(array: Array, dtype: Any) -> Array:
+    """A copy in ``dtype`` on the array's device, channels-last where that is for floats of more
+    than two axes."""
+    if array.ndim > 2 and dtype.kind == "f":
+        return autograd.copied(_math.convert(array, dtype))
+    return array.astype(dtype)
+
+
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """``data`` itself if it is such a tensor; shares an array's memory if its dtype fits."""
-    if device is not None:
-        backend.by_device(device)
+    """``data`` itself if it is such a tensor; shares an array's memory if its dtype and device
+    fit."""
     if isinstance(data, Tensor):
-        return data if dtype is None else data.to(dtype)
-    if isinstance(data, np.ndarray) and data.flags.aligned and data.dtype.isnative:
-        wanted = checked_dtype("as_tensor", data.dtype if dtype is None else dtype)
-        return Tensor(data.astype(wanted, copy=False))
-    return tensor(data, dtype)
+        return data.to(dtype=dtype, device=device)
+    if type(data) is np.ndarray and not (data.flags.aligned and data.dtype.isnative):
+        return tensor(data, dtype, device)
+    if not backend.is_array(data):
+        return tensor(data, dtype, device)
+    wanted = checked_dtype("as_tensor", data.dtype if dtype is None else dtype)
+    own = backend.of(data)
+    target = own if device is None and own is not backend.CPU else backend.for_new(device)
+    return Tensor(data.astype(wanted, copy=False)).to(device=target.device)
 
 
 def _nested(data: Any) -> Any:
-    """Nested lists with arrays in place of tensors."""
-    if isinstance(data, Tensor):
-        return data.array
+    """Nested lists with NumPy's arrays in place of tensors."""
+    if isinstance(data, Tensor) or backend.is_array(data):
+        return backend.host(as_array(data))
     if isinstance(data, (list, tuple)):
         return [_nested(item) for item in data]
     return data

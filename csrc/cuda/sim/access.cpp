@@ -348,6 +348,7 @@ void check_range(Thread& thread, const void* p, size_t bytes, const Where& where
   }
   size_t i = 0;
   for (; i + 4 <= bytes; i += 4) check_access<kKind, 4>(thread, offset + i, where);
+  for (; i + 2 <= bytes; i += 2) check_access<kKind, 2>(thread, offset + i, where);
   for (; i < bytes; ++i) check_access<kKind, 1>(thread, offset + i, where);
 }
 template <Access kKind>

@@ -283,7 +283,7 @@ std::string name_of(const Thread& thread) {
   return "thread " + triple(thread.index.x, thread.index.y, thread.index.z);
 }
 std::string name_of(Site site) {
-  return site.file == nullptr ? "?" : site.file + (":" + std::to_string(site.line));
+  return site.file == nullptr ? "?" : short_place(site.file) + ":" + std::to_string(site.line);
 }
 
 namespace {

@@ -28,19 +28,18 @@ std::vector<std::string> addr2line(const void* code) {
   return lines;
 }
 
-// "csrc/cuda/kernels/norm.cu:42" of what addr2line says.
-std::string short_place(std::string place) {
-  const size_t csrc = place.rfind("csrc/");
-  if (csrc != std::string::npos) place.erase(0, csrc);
-  return place.substr(0, place.find(" ("));
-}
-
 }  // namespace
 
 std::string hex(uint64_t x) {
   char text[20];
   std::snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(x));
   return text;
+}
+
+std::string short_place(std::string place) {
+  const size_t csrc = place.rfind("csrc/");
+  if (csrc != std::string::npos) place.erase(0, csrc);
+  return place.substr(0, place.find(" ("));
 }
 
 std::string source_line(const void* code) {
@@ -54,10 +53,16 @@ std::string source_line(const void* code) {
 
 std::string function_at(const void* code) {
   const std::vector<std::string> lines = addr2line(code);
-  std::string name = lines.empty() ? "?" : lines[0];
+  std::string name = lines.size() < 2 ? "?" : lines[lines.size() - 2];  // the outermost
   for (const std::string part : {"convgrad::cuda::", "(anonymous namespace)::", "void "})
     for (size_t at; (at = name.find(part)) != std::string::npos;) name.erase(at, part.size());
-  return name.substr(0, name.find('('));
+  // Without its parameters: up to the first parenthesis outside of template arguments.
+  int depth = 0;
+  for (size_t i = 0; i < name.size(); ++i) {
+    depth += name[i] == '<' ? 1 : name[i] == '>' ? -1 : 0;
+    if (name[i] == '(' && depth == 0) return name.substr(0, i);
+  }
+  return name;
 }
 
 }  // namespace convgrad::cuda::sim

@@ -48,7 +48,7 @@ def open_run(path: Path) -> tuple[dict[str, Any], Any, Any]:
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         task = tasks.get(config["task"])
-        model = network(config["model"], task.SHAPE, len(task.CLASSES))
+        model = network(config["model"], task.SHAPE, len(task.CLASSES), task.AVERAGED)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{path / CONFIG}' is damaged: {error!r}.") from None
     try:

@@ -31,6 +31,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 ADAM_LR = 1e-3
 DESCRIPTIONS = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no download",
+    "texture": "32x32 patches of photographs of brick, grass and gravel; needs no download",
     "mnist": "28x28 images in the IDX files of MNIST or its relatives, read from --data",
 }
 
@@ -175,7 +176,8 @@ def _load(args: argparse.Namespace, task: Any) -> Splits:
 
 def _build(args: argparse.Namespace, task: Any) -> Any:
     convgrad.manual_seed(args.seed)
-    return network(args.model, task.SHAPE, len(task.CLASSES)).to(args.device)
+    model = network(args.model, task.SHAPE, len(task.CLASSES), task.AVERAGED)
+    return model.to(args.device)
 
 
 def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict[str, Any]:
@@ -218,7 +220,7 @@ def _fit(
     args: argparse.Namespace, task: Any, model: Any, splits: Splits, folder: Path
 ) -> list[dict[str, float]]:
     dataset: Any = data.TensorDataset(*splits.train)
-    if args.model == "cnn":
+    if args.model == "cnn" and task.AUGMENT:
         dataset = AugmentedImages(splits.train, args.seed, **task.AUGMENT)
     batches = data.DataLoader(dataset, args.batch_size, shuffle=True, seed=args.seed, num_workers=1)
     optimizer = _optimizer(args, model)

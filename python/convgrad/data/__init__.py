@@ -2,4 +2,5 @@
 
 from convgrad.data.dataset import *
 from convgrad.data.loader import *
+from convgrad.data.patches import *
 from convgrad.data.sampler import *

@@ -11,3 +11,4 @@ from convgrad.functional.pad import *
 from convgrad.functional.pool import *
 from convgrad.functional.resample import *
 from convgrad.functional.softmax import *
+from convgrad.functional.spatial import *

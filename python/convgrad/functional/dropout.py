@@ -8,7 +8,7 @@ import numpy as np
 
 from convgrad import random
 from convgrad.autograd import Op
-from convgrad.backend import lib_of
+from convgrad.backend import lib_of, of
 from convgrad.tensor import Tensor, array_of
 
 __all__ = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
@@ -27,7 +27,7 @@ class Dropout(Op):
     def forward(self, x: Array, p: float, per_channel: bool) -> Array:
         draws = x.shape[0] * x.shape[1] if per_channel else x.size
         state = random.default_generator.next_state(draws).view(np.int64)
-        self.args = p, state, per_channel
+        self.args = p, of(x).small(state), per_channel
         return lib_of(x).dropout(x, *self.args)
 
     def backward(self, dy: Array) -> Array:

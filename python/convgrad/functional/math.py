@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convgrad.autograd import Op
-from convgrad.backend import lib_of
+from convgrad.backend import CPU, Backend, host, is_array, lib_of, of, typed
 from convgrad.deferred import Pending
 from convgrad.functional.activation import Unary
 from convgrad.tensor import Deferred, Tensor
@@ -81,14 +81,19 @@ def empty(shape: tuple[int, ...], dtype: Any, operands: Sequence[Array]) -> Arra
             if c_order and (not a.flags.c_contiguous or lib_of(a).is_channels_last(a)):
                 c_order = False
     if c_order and like is not None:
-        return np.empty(shape, dtype)
+        return plain_empty(shape, dtype, like)
     if like is not None and like.dtype == dtype:
         return lib_of(like).empty_like(like)
     if len(shape) < 3:
-        return np.empty(shape, dtype)
+        return plain_empty(shape, dtype, operands[0])
     rank = len(shape)
-    out = np.empty((shape[0], *shape[2:], shape[1]), dtype)
+    out = plain_empty((shape[0], *shape[2:], shape[1]), dtype, operands[0])
     return out.transpose((0, rank - 1, *range(1, rank - 1)))
+
+
+def plain_empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    """Uninitialised, in C order, where ``like`` is."""
+    return (np if type(like) is np.ndarray else of(like).xp).empty(shape, dtype)
 
 
 # Ufuncs that never warn, whatever the values: they do without np.errstate, which takes 1 us.
@@ -97,7 +102,7 @@ _SILENT = frozenset({np.negative, np.absolute, np.maximum, np.minimum, np.invert
 
 def elementwise(ufunc: Any, *operands: Any, dtype: Any = None) -> Array:
     """ufunc(*operands) for arrays and numbers, in a new array of ``dtype`` (the arrays' own)."""
-    arrays = [a for a in operands if isinstance(a, np.ndarray)]
+    arrays = [a for a in operands if is_array(a)]
     first = arrays[0]
     shape = first.shape
     for a in arrays:
@@ -114,9 +119,14 @@ def elementwise(ufunc: Any, *operands: Any, dtype: Any = None) -> Array:
         return ufunc(*operands, out=out)
 
 
+def c_order(x: Array) -> Array:
+    """x in row-major order: itself if it lies so."""
+    return (np if type(x) is np.ndarray else of(x).xp).ascontiguousarray(x)
+
+
 def combine(name: str, a: Any, b: Any) -> Array:
     """a op b for arrays and numbers of one type, broadcast; op is a name of ``_UFUNCS``."""
-    like = a if isinstance(a, np.ndarray) else b
+    like = b if isinstance(a, (int, float)) else a
     if like.dtype.kind == "f":
         out = getattr(lib_of(like), name)(a, b)
         if out is not None:
@@ -152,7 +162,7 @@ def reduce_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array
         return out.reshape([1, -1] + [1] * (rank - 2)) if keepdims else out
     wide = np.float64 if x.dtype == FLOAT32 else x.dtype
     out = _add_reduce(x, axis=axes, dtype=wide, keepdims=keepdims)
-    return np.asarray(out, x.dtype)
+    return typed(out, x.dtype)
 
 
 def sum_to(dy: Array, shape: tuple[int, ...]) -> Array:
@@ -226,6 +236,32 @@ def result_type(*operands: Tensor | Number) -> np.dtype[Any]:
     return result
 
 
+def moved(x: Array, target: Backend) -> Array:
+    """x on another device, channels-last where such arrays are."""
+    source = of(x)
+    if source is target:
+        return x
+    if source is CPU:
+        return target.put(x)
+    if target is CPU:
+        out = host(x)
+        return CPU.lib.channels_last(out) if x.ndim > 2 and x.dtype.kind == "f" else out
+    with target.current():
+        out = target.xp.array(x)
+        return target.lib.channels_last(out) if x.ndim > 2 and x.dtype.kind == "f" else out
+
+
+class Move(Op):
+    """x on another device; the gradient comes back to x's."""
+
+    def forward(self, x: Array, target: Backend) -> Array:
+        self.source = of(x)
+        return moved(x, target)
+
+    def backward(self, dy: Array) -> Array:
+        return moved(dy, self.source)
+
+
 class Cast(Op):
     """x in another type; the gradient comes back in x's."""
 
@@ -258,7 +294,7 @@ def _operand(op: str, x: Any) -> Any:
         return x
     if isinstance(x, np.generic):
         return x.item()
-    if isinstance(x, np.ndarray):
+    if is_array(x):
         return Tensor(x)
     raise TypeError(
         f"[{op}] The operands must be tensors, arrays or numbers. Got {type(x).__name__}."
@@ -297,7 +333,7 @@ def _float(op: str, x: Any) -> Tensor:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return x.shape if isinstance(x, (np.ndarray, Pending)) else ()
+    return () if isinstance(x, (int, float)) else x.shape
 
 
 class Add(Op):
@@ -312,7 +348,7 @@ class Add(Op):
                 a, b = b, a
             if type(b) is Pending:
                 b = b.run()
-            total = a.plus(b) if isinstance(b, np.ndarray) else None
+            total = None if isinstance(b, (int, float)) else a.plus(b)
             if total is not None:
                 return total
             a = a.run()
@@ -384,7 +420,7 @@ class Pow(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = _shape(a), _shape(b)
-        if isinstance(b, int) and b < 0 and isinstance(a, np.ndarray) and a.dtype.kind != "f":
+        if isinstance(b, int) and b < 0 and is_array(a) and a.dtype.kind != "f":
             raise ValueError(f"[pow] An integer tensor takes no negative exponent. Got {b}.")
         y = elementwise(np.power, a, b)
         self.saved = a, b, y if self.needs[1] else None
@@ -396,14 +432,17 @@ class Pow(Op):
         da = db = None
         with np.errstate(all="ignore"):
             if need_a:
-                less = b - np.asarray(1, dy.dtype) if isinstance(b, np.ndarray) else b - 1
+                less = b - (dy.dtype.type(1) if is_array(b) else 1)
                 slope = elementwise(np.power, a, less)
                 np.multiply(slope, b, out=slope)
-                slope[np.broadcast_to(np.equal(b, 0), slope.shape)] = 0
+                if is_array(b):
+                    slope[np.broadcast_to(b == 0, slope.shape)] = 0
+                elif b == 0:
+                    slope[...] = 0
                 da = sum_to(combine("mul", dy, slope), self.shapes[0])
             if need_b:
                 logs = np.where(np.equal(a, 0) & np.greater_equal(b, 0), 0, np.log(a))
-                slope = combine("mul", y, np.asarray(logs, dy.dtype))
+                slope = combine("mul", y, typed(logs, dy.dtype))
                 db = sum_to(combine("mul", dy, slope), self.shapes[1])
         return da, db
 
@@ -421,7 +460,7 @@ class Extremum(Op):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         a, b = self.saved
-        half = np.equal(a, b) * np.asarray(0.5, dy.dtype)
+        half = np.equal(a, b) * dy.dtype.type(0.5)
         grads: list[Array | None] = []
         for i, (first, second) in enumerate(((a, b), (b, a))):
             if not self.needs[i]:
@@ -578,13 +617,16 @@ class Where(Op):
 
 def where(condition: Tensor, input: Any, other: Any) -> Tensor:
     """input where condition (bool) holds, else other; all three broadcast."""
-    mask = condition.array if isinstance(condition, Tensor) else np.asarray(condition)
+    mask = condition.array if isinstance(condition, Tensor) else condition
+    mask = mask if is_array(mask) else np.asarray(mask)
     if mask.dtype != BOOL:
         raise TypeError(f"[where] condition must be bool. Got {mask.dtype}.")
     a, b = _operand("where", input), _operand("where", other)
     dtype = result_type(a, b)
+    put = of(mask).put
     a, b = (
-        cast(t, dtype) if isinstance(t, Tensor) else Tensor(np.asarray(t, dtype)) for t in (a, b)
+        cast(t, dtype) if isinstance(t, Tensor) else Tensor(put(np.asarray(t, dtype)))
+        for t in (a, b)
     )
     return Where.apply((a, b), mask)
 
@@ -623,12 +665,10 @@ class Clamp(Op):
     def backward(self, dy: Array) -> Array:
         (x,), (low, high) = self.saved, self.bounds
         dx = combine("mul", dy, 1)
-        outside = np.zeros(x.shape, BOOL)
         if low is not None:
-            outside |= x < low
+            dx[x < low] = 0
         if high is not None:
-            outside |= x > high
-        dx[outside] = 0
+            dx[x > high] = 0
         return dx
 
 
@@ -709,7 +749,7 @@ def _keep(x: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
 
 def _spread(dy: Array, x_shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """A new channels-last array: dy copied along the reduced axes."""
-    out = lib_of(dy).empty_like(np.broadcast_to(dy.dtype.type(0), x_shape))
+    out = of(dy).empty(x_shape, dy.dtype)
     out[...] = _keep(dy, x_shape, axes)
     return out
 
@@ -731,7 +771,7 @@ def _mean(x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     n = _count(x.shape, axes)
     total = _add_reduce(x, axis=axes, dtype=np.float64, keepdims=keepdim)
     with np.errstate(all="ignore"):
-        return np.asarray(np.true_divide(total, n), x.dtype)
+        return typed(np.true_divide(total, n), x.dtype)
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
@@ -752,7 +792,7 @@ class Mean(Op):
 
     def backward(self, dy: Array) -> Array:
         n = _count(self.x_shape, self.axes)
-        scaled = np.asarray(dy / dy.dtype.type(n)) if n else dy
+        scaled = typed(dy / dy.dtype.type(n), dy.dtype) if n else dy
         return _spread(scaled, self.x_shape, self.axes)
 
 
@@ -770,7 +810,7 @@ class Var(Op):
         with np.errstate(all="ignore"):
             squares = np.multiply(centred, centred, dtype=np.float64)
             y = _add_reduce(squares, axis=axes, keepdims=keepdim) / np.float64(self.n)
-            y = np.asarray(np.sqrt(y) if root else y, x.dtype)
+            y = typed(np.sqrt(y) if root else y, x.dtype)
         self.saved = centred, y
         return y
 
@@ -780,7 +820,7 @@ class Var(Op):
             if self.root:  # a constant has no slope
                 slope = np.where(y == 0, 0, dy / (y * self.n)).astype(dy.dtype)
             else:
-                slope = np.asarray(dy * dy.dtype.type(2) / dy.dtype.type(self.n))
+                slope = typed(dy * dy.dtype.type(2) / dy.dtype.type(self.n), dy.dtype)
             return combine("mul", centred, _keep(slope, centred.shape, self.axes))
 
 
@@ -789,15 +829,15 @@ class Amax(Op):
 
     fresh = True
 
-    def forward(self, x: Array, ufunc: Any) -> Array:
-        y = np.asarray(ufunc.reduce(x, axis=None))
+    def forward(self, x: Array, largest: bool) -> Array:
+        y = typed(x.max() if largest else x.min(), x.dtype)
         self.saved = x, y
         return y
 
     def backward(self, dy: Array) -> Array:
         x, y = self.saved
         hit = np.isnan(x) if np.isnan(y) else x == y
-        share = np.asarray(dy / dy.dtype.type(np.count_nonzero(hit)))
+        share = typed(dy / dy.dtype.type(int(np.count_nonzero(hit))), dy.dtype)
         return elementwise(np.multiply, hit, share, dtype=dy.dtype)
 
 
@@ -811,7 +851,7 @@ class Select(Op):
         return np.take_along_axis(x, index, axis)
 
     def backward(self, dy: Array) -> Array:
-        dx = lib_of(dy).empty_like(np.broadcast_to(dy.dtype.type(0), self.x_shape))
+        dx = of(dy).empty(self.x_shape, dy.dtype)
         dx[...] = 0
         np.put_along_axis(dx, self.index, dy, self.axis)  # no index twice along the axis
         return dx
@@ -882,12 +922,12 @@ def _var(
 
 def _extremum(op: str, x: Tensor, dim: Any, keepdim: bool) -> Any:
     largest = op == "max"
-    if isinstance(dim, (Tensor, np.ndarray)):
+    if isinstance(dim, Tensor) or is_array(dim):
         return maximum(x, dim) if largest else minimum(x, dim)
     if dim is None:
         if x.array.size == 0:
             raise ValueError(f"[{op}] There must be at least 1 element. Got shape {x.shape}.")
-        return Amax.apply((x,), np.maximum if largest else np.minimum)
+        return Amax.apply((x,), largest)
     indices = _arg(op, x, dim, True, largest)
     axis = check_dim(op, dim, x.array.ndim)
     values = _select(x, indices, axis)
@@ -912,8 +952,8 @@ def _arg(op: str, x: Tensor, dim: Any, keepdim: bool, largest: bool) -> Array:
     find = np.argmax if largest else np.argmin
     if x.array.ndim == 0 or axis is None:
         found = find(x.array)
-        return np.asarray(found, np.int64).reshape([1] * x.array.ndim if keepdim else [])
-    return np.asarray(find(x.array, axis=axis, keepdims=keepdim), np.int64)
+        return typed(found, np.int64).reshape([1] * x.array.ndim if keepdim else [])
+    return typed(find(x.array, axis=axis, keepdims=keepdim), np.int64)
 
 
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
@@ -949,8 +989,8 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     """int64: the indices that sort input along dim, always stably."""
     axis = check_dim("argsort", dim, input.array.ndim)
     if input.array.ndim == 0:
-        return Tensor(np.zeros((), np.int64))
-    return Tensor(np.ascontiguousarray(_order(input.array, axis, descending)))
+        return Tensor(of(input.array).put(np.zeros((), np.int64)))
+    return Tensor(c_order(_order(input.array, axis, descending)))
 
 
 def sort(
@@ -971,16 +1011,16 @@ def topk(
     if not 0 <= k <= n:
         raise ValueError(f"[topk] k must be from 0 to the length of dim, {n}. Got {k}.")
     if input.array.ndim == 0:
-        return ValuesIndices(input.clone(), Tensor(np.zeros((), np.int64)))
+        return ValuesIndices(input.clone(), argsort(input))
     order = _order(input.array, axis, largest)
-    chosen = np.ascontiguousarray(np.moveaxis(np.moveaxis(order, axis, 0)[:k], 0, axis))
+    chosen = c_order(np.moveaxis(np.moveaxis(order, axis, 0)[:k], 0, axis))
     return ValuesIndices(_select(input, chosen, axis), Tensor(chosen))
 
 
 def _truth(op: str, x: Tensor, dim: Dims, keepdim: bool) -> Tensor:
     axes = check_dims(op, dim, x.array.ndim)
     find = np.any if op == "any" else np.all
-    return Tensor(np.asarray(find(x.array, axis=axes, keepdims=keepdim), BOOL))
+    return Tensor(typed(find(x.array, axis=axes, keepdims=keepdim), BOOL))
 
 
 def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:

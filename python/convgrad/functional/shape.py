@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 
 from convgrad.autograd import Op
-from convgrad.backend import lib_of
-from convgrad.functional.math import cast, check_dim, check_dims, empty, reduce_sum, sum_to
+from convgrad.backend import CPU, is_array, lib_of, of, typed
+from convgrad.functional.math import (
+    c_order,
+    cast,
+    check_dim,
+    check_dims,
+    empty,
+    reduce_sum,
+    sum_to,
+)
 from convgrad.tensor import Tensor
 
 __all__ = [
@@ -44,7 +52,7 @@ MAX_RANK = 8  # of the kernels (kMaxRank in csrc/ops.h)
 
 def _zeros(shape: tuple[int, ...], like: Array) -> Array:
     """Zeros of like's dtype, channels-last."""
-    out = lib_of(like).empty_like(np.broadcast_to(like.dtype.type(0), shape))
+    out = of(like).empty(shape, like.dtype)
     out[...] = 0
     return out
 
@@ -55,7 +63,7 @@ def _zeros(shape: tuple[int, ...], like: Array) -> Array:
 def _reshaped(x: Array, shape: tuple[int, ...]) -> Array:
     """x in row-major order under another shape; a view where x lies in that order already."""
     if not x.flags.c_contiguous:
-        x = lib_of(x).contiguous(x) if x.dtype.kind == "f" else np.ascontiguousarray(x)
+        x = lib_of(x).contiguous(x) if x.dtype.kind == "f" else c_order(x)
     return x.reshape(shape)
 
 
@@ -236,7 +244,7 @@ class Repeat(Op):
         self.x_shape, self.counts = x.shape, counts
         own = (1,) * (len(counts) - x.ndim) + x.shape
         shape = tuple([n * s for n, s in zip(counts, own)])
-        out = empty(shape, x.dtype, ())
+        out = empty(shape, x.dtype, (x,))
         out[...] = np.tile(x, counts)
         return out
 
@@ -244,7 +252,7 @@ class Repeat(Op):
         own = (1,) * (len(self.counts) - len(self.x_shape)) + self.x_shape
         split = [v for pair in zip(self.counts, own) for v in pair]  # (n0, s0, n1, s1, ...)
         axes = tuple(range(0, len(split), 2))
-        total = reduce_sum(np.ascontiguousarray(dy).reshape(split), axes)
+        total = reduce_sum(c_order(dy).reshape(split), axes)
         return total.reshape(self.x_shape)
 
 
@@ -374,11 +382,13 @@ class Index(Op):
     view = True
 
     def forward(self, x: Array, index: Any) -> Array:
+        if type(x) is not np.ndarray:
+            index = _on_device(index, x)
         self.x_shape, self.index = x.shape, index
         lib = lib_of(x)
         if _is_rows(index) and x.dtype.kind == "f" and 0 < x.ndim <= MAX_RANK:
             return lib.index_rows(x, index)
-        y = np.asarray(x[index])
+        y = typed(x[index], x.dtype)
         if _is_basic(index):
             return y
         if y.ndim == x.ndim > 2 and y.dtype.kind == "f" and lib.is_channels_last(x):
@@ -394,7 +404,7 @@ class Index(Op):
         if _is_rows(index) and dy.ndim <= MAX_RANK:
             return lib.index_add(index, dy, shape[0])
         size = math.prod(shape)
-        positions = np.arange(size).reshape(shape)[index]
+        positions = of(dy).xp.arange(size).reshape(shape)[index]
         return lib.index_add(positions.ravel(), dy.ravel(), size).reshape(shape)
 
 
@@ -405,11 +415,11 @@ def _is_basic(index: Any) -> bool:
 
 def _is_rows(index: Any) -> bool:
     """Rows picked along axis 0 by a list of int64."""
-    return isinstance(index, np.ndarray) and index.ndim == 1 and index.dtype == np.int64
+    return is_array(index) and index.ndim == 1 and index.dtype == np.int64
 
 
 def _is_mask(index: Any) -> bool:
-    return isinstance(index, np.ndarray) and index.dtype == np.bool_
+    return is_array(index) and index.dtype == np.bool_
 
 
 def array_index(index: Any) -> Any:
@@ -426,9 +436,10 @@ def _index_part(part: Any) -> Any:
         return slice(
             *[v if v is None else v.__index__() for v in (part.start, part.stop, part.step)]
         )
-    array = part.array if isinstance(part, Tensor) else np.asarray(part)
+    array = part.array if isinstance(part, Tensor) else part
+    array = array if is_array(array) else np.asarray(array)
     if array.dtype.kind not in "biu":
-        if array.size == 0 and not isinstance(part, (Tensor, np.ndarray)):
+        if array.size == 0 and not (isinstance(part, Tensor) or is_array(part)):
             return array.astype(np.int64)  # an empty list
         raise IndexError(
             "[index] An index must be ints, slices, None, Ellipsis, or bool or integer tensors. "
@@ -447,6 +458,26 @@ def index(input: Tensor, index: Any) -> Tensor:
     return Index.apply((input,), array_index(index))
 
 
+def _on_device(index: Any, x: Array) -> Any:
+    """The index for an array on a GPU: its arrays there too, and checked, because CuPy takes what
+    lies outside as counted round and round."""
+    backend = of(x)
+    parts = index if isinstance(index, tuple) else (index,)
+    placed = [backend.put(p) if is_array(p) and of(p) is CPU else p for p in parts]
+    axis = 0
+    for i, p in enumerate(placed):
+        if p is Ellipsis:
+            taken = [q.ndim if _is_mask(q) else 1 for q in placed[i + 1 :] if q is not None]
+            axis = x.ndim - sum(taken)
+        elif is_array(p):
+            if p.dtype.kind != "b":
+                backend.lib.check_index(p, x.shape[axis])
+            axis += p.ndim if p.dtype.kind == "b" else 1
+        elif p is not None:
+            axis += 1
+    return tuple(placed) if isinstance(index, tuple) else placed[0]
+
+
 class Gather(Op):
     """y[i, j] = x[index[i, j], j] for axis 0, and so on."""
 
@@ -456,12 +487,12 @@ class Gather(Op):
         self.x_shape = x.shape
         grid = list(np.ogrid[tuple([slice(n) for n in index.shape])])
         grid[axis] = index
-        self.index = tuple(grid)
+        self.index = tuple(grid) if type(x) is np.ndarray else _on_device(tuple(grid), x)
         return x[self.index]
 
     def backward(self, dy: Array) -> tuple[Array, None]:
         size = math.prod(self.x_shape)
-        positions = np.arange(size).reshape(self.x_shape)[self.index]
+        positions = of(dy).xp.arange(size).reshape(self.x_shape)[self.index]
         dx = lib_of(dy).index_add(positions.ravel(), dy.ravel(), size)
         return dx.reshape(self.x_shape), None
 

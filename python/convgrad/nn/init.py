@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from convgrad.backend import of
 from convgrad.random import default_generator
 from convgrad.tensor import Tensor
 
@@ -31,6 +32,8 @@ __all__ = [
 
 
 def _fill(tensor: Tensor, values: Any) -> Tensor:
+    if isinstance(values, np.ndarray):
+        values = of(tensor.array).put(np.asarray(values, tensor.dtype))
     tensor.array[...] = values
     tensor.version[0] += 1
     return tensor

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from convgrad import backend
+from convgrad.functional.math import moved
 from convgrad.nn.parameter import Parameter
 from convgrad.tensor import Tensor
 
@@ -349,7 +350,7 @@ class Module:
             )
         for key, array in arrays.items():
             if key in own:
-                own[key].array[...] = array
+                own[key].array[...] = moved(array, backend.of(own[key].array))
                 own[key].version[0] += 1
         return IncompatibleKeys(missing, unexpected)
 
@@ -392,13 +393,17 @@ class Module:
         """Converts parameters and floating buffers in place: ``to(dtype)``, ``to(device)``."""
         for arg in args:
             if isinstance(arg, Tensor):
-                dtype = arg.array.dtype
+                dtype, device = arg.array.dtype, arg.device
             elif _is_device(arg):
                 device = arg
             elif arg is not None:
                 dtype = arg
         if device is not None:
-            backend.by_device(device)  # there is only the CPU so far: an error, or nothing to do
+            target = backend.by_device(device)
+            for tensor in itertools.chain(self.parameters(), self.buffers()):
+                _move(tensor, target)
+                if tensor.grad is not None:
+                    _move(tensor.grad, target)
         if dtype is not None:
             dtype = np.dtype(dtype)
             if dtype not in (np.float32, np.float64):
@@ -465,7 +470,8 @@ def _add_hook(
 
 
 def _as_array(key: str, value: Any) -> Any:
-    array = value.array if isinstance(value, Tensor) else np.asarray(value)
+    array = value.array if isinstance(value, Tensor) else value
+    array = array if backend.is_array(array) else np.asarray(array)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"[load_state_dict] '{key}' must be numbers. Got dtype {array.dtype}.")
     return array
@@ -473,6 +479,13 @@ def _as_array(key: str, value: Any) -> Any:
 
 def _is_device(arg: Any) -> bool:
     return isinstance(arg, str) and arg.split(":")[0] in ("cpu", "cuda")
+
+
+def _move(tensor: Tensor, target: backend.Backend) -> None:
+    """Brings a tensor to another device in place."""
+    if backend.of(tensor.array) is not target:
+        tensor.array = moved(tensor.array, target)
+        tensor.version = [0]
 
 
 def _convert(tensor: Tensor, dtype: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convgrad.backend import lib_of
+from convgrad.backend import by_device, host, is_array, lib_of
 from convgrad.tensor import Tensor
 
 __all__ = ["Parameter"]
@@ -22,7 +22,8 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        array = data.array if isinstance(data, Tensor) else np.asarray(data)
+        array = data.array if isinstance(data, Tensor) else data
+        array = array if is_array(array) else np.asarray(array)
         if requires_grad and array.dtype.kind != "f":
             raise TypeError(
                 "[Parameter] Only float32 and float64 arrays can require gradients. Got "
@@ -45,4 +46,14 @@ class Parameter(Tensor):
         return clone
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (np.ascontiguousarray(self.array), self.requires_grad)
+        return _rebuilt, (
+            type(self),
+            np.ascontiguousarray(host(self.array)),
+            self.requires_grad,
+            str(self.device),
+        )
+
+
+def _rebuilt(kind: type[Parameter], array: np.ndarray, requires_grad: bool, device: str) -> Any:
+    """A pickled parameter."""
+    return kind(by_device(device).put(array), requires_grad)

@@ -58,8 +58,9 @@ def clip_grad_norm_(
     # min() passes a NaN on only as its first argument.
     factor = min(max_norm / (norm + 1e-6), 1.0)
     if grads and factor != 1.0:
-        lib_of(grads[0]).list_scale(grads, of(grads[0]).xp.asarray(factor, np.float64))
-    return Tensor(np.asarray(norm, grads[0].dtype if grads else np.float32))
+        lib_of(grads[0]).list_scale(grads, of(grads[0]).small(np.float64(factor)))
+    result = np.asarray(norm, grads[0].dtype if grads else np.float32)
+    return Tensor(of(grads[0]).put(result) if grads else result)
 
 
 def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -> None:

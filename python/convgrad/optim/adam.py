@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from convgrad.backend import of
 from convgrad.optim.optimizer import Optimizer, Params
 
@@ -53,20 +55,21 @@ class Adam(Optimizer):
             return
         arrays, grads = [p.array for p in params], [p.grad.array for p in params]
         backend = of(arrays[0])
-        xp = backend.xp
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsgrad"] else 2]
         buffers, steps = [], []
         for p in params:
             kept = self.state[p]
             if "step" not in kept:
-                kept["step"] = xp.zeros(())
+                kept["step"] = backend.put(np.zeros(()))
             for name in names:
                 if name not in kept:
-                    kept[name] = xp.zeros_like(p.array)
+                    kept[name] = np.zeros_like(p.array)
             buffers.append(tuple([kept[name] for name in names]))
             steps.append(kept["step"])
-        hyper = xp.array(
-            (group["lr"], *group["betas"], group["eps"], group["weight_decay"]), "float64"
+        hyper = backend.small(
+            np.array(
+                (group["lr"], *group["betas"], group["eps"], group["weight_decay"]), np.float64
+            )
         )
         backend.lib.adam_step(
             arrays, grads, buffers, steps, group["amsgrad"], self._decoupled, hyper

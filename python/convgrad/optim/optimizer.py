@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from convgrad.backend import host, is_array, of
 from convgrad.tensor import Tensor
 
 __all__ = ["Optimizer", "Params"]
@@ -129,16 +130,17 @@ class Optimizer:
 
     @staticmethod
     def _saved(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
+        if not is_array(value):
             return value
-        return value.item() if value.ndim == 0 else np.array(value, order="C")
+        array = host(value)
+        return array.item() if array.ndim == 0 else np.array(array, order="C")
 
     def _loaded(self, p: Tensor, name: str, value: Any) -> Any:
         """``value`` as this parameter's state: arrays in its layout and dtype, the step counter in
         an array of its own."""
         if name == "step":
-            return np.full((), float(value))
-        if not isinstance(value, np.ndarray):
+            return of(p.array).put(np.full((), float(value)))
+        if not is_array(value):
             return value
         if value.shape != p.shape:
             raise ValueError(
@@ -146,7 +148,7 @@ class Optimizer:
                 f"{value.shape}."
             )
         out = np.empty_like(p.array)
-        out[...] = value
+        out[...] = of(p.array).put(host(value))
         return out
 
     def __repr__(self) -> str:

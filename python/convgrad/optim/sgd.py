@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from convgrad.backend import of
 from convgrad.optim.optimizer import Optimizer, Params
 
@@ -51,7 +53,6 @@ class SGD(Optimizer):
             return
         arrays = [p.array for p in params]
         backend = of(arrays[0])
-        xp = backend.xp
         momentum = group["momentum"]
         buffers = first = None
         if momentum != 0:
@@ -62,10 +63,10 @@ class SGD(Optimizer):
                 buffer = kept.get("momentum_buffer")
                 first.append(buffer is None)
                 if buffer is None:
-                    buffer = kept["momentum_buffer"] = xp.empty_like(p.array)
+                    buffer = kept["momentum_buffer"] = np.empty_like(p.array)
                 buffers.append(buffer)
-        hyper = xp.array(
-            (group["lr"], momentum, group["dampening"], group["weight_decay"]), "float64"
+        hyper = backend.small(
+            np.array((group["lr"], momentum, group["dampening"], group["weight_decay"]), np.float64)
         )
         grads = [p.grad.array for p in params]
         backend.lib.sgd_step(arrays, grads, buffers, first, group["nesterov"], hyper)

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["TASKS", "get"]
 
-TASKS = ("digits", "mnist")
+TASKS = ("digits", "mnist", "texture")
 
 
 def get(name: str) -> Any:

@@ -12,10 +12,11 @@ import numpy as np
 from convgrad.extras import require
 from convgrad.tasks.images import Images, Settings, Splits, split_off
 
-__all__ = ["AUGMENT", "CLASSES", "DEFAULTS", "NEEDS_DATA", "SHAPE", "load"]
+__all__ = ["AUGMENT", "AVERAGED", "CLASSES", "DEFAULTS", "NEEDS_DATA", "SHAPE", "load"]
 
 SHAPE = (8, 8)
 CLASSES = tuple("0123456789")
+AVERAGED = False  # see images.network
 NEEDS_DATA = False
 TEST_SIZE, VALIDATION_SIZE = 540, 157
 

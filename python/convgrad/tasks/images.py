@@ -60,8 +60,12 @@ def split_off(whole: Images, size: int, seed: int) -> tuple[Images, Images]:
     )
 
 
-def network(name: str, shape: tuple[int, int], classes: int) -> Any:
-    """A classifier of (N, 1, *shape) images: softmax regression, two layers, or convolutions."""
+def network(name: str, shape: tuple[int, int], classes: int, averaged: bool = False) -> Any:
+    """A classifier of (N, 1, *shape) images: softmax regression, two layers, or convolutions.
+
+    ``averaged``: the convolutional one is small and averages its last maps over the image, so that
+    it goes by what is seen close by and not by where.
+    """
     height, width = shape
     if name == "softmax":
         return nn.Sequential(nn.Flatten(), nn.Linear(height * width, classes))
@@ -69,6 +73,10 @@ def network(name: str, shape: tuple[int, int], classes: int) -> Any:
         return nn.Sequential(
             nn.Flatten(), nn.Linear(height * width, 128), nn.ReLU(), nn.Linear(128, classes)
         )
+    if name == "cnn" and averaged:
+        layers = [*_convolution(1, 16), nn.MaxPool2d(2), *_convolution(16, 32)]
+        head = nn.Linear(32, classes)
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     if name == "cnn":
         # Two convolutions at full size, then one after each pooling, down to 7x7 or less.
         layers = _convolution(1, 32) + _convolution(32, 32)

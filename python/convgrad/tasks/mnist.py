@@ -11,10 +11,11 @@ import numpy as np
 
 from convgrad.tasks.images import Images, Settings, Splits, split_off
 
-__all__ = ["AUGMENT", "CLASSES", "DEFAULTS", "NEEDS_DATA", "SHAPE", "load", "read_idx"]
+__all__ = ["AUGMENT", "AVERAGED", "CLASSES", "DEFAULTS", "NEEDS_DATA", "SHAPE", "load", "read_idx"]
 
 SHAPE = (28, 28)
 CLASSES = tuple("0123456789")
+AVERAGED = False  # see images.network
 NEEDS_DATA = True
 
 DEFAULTS = {

@@ -9,7 +9,7 @@ from convgrad.train.callbacks import (
     ProgressBar,
     SchedulerStep,
 )
-from convgrad.train.loop import History, Run, evaluate, fit, predict
+from convgrad.train.loop import History, Run, evaluate, fit, predict, predict_tiles
 
 __all__ = [
     "Callback",
@@ -24,4 +24,5 @@ __all__ = [
     "evaluate",
     "fit",
     "predict",
+    "predict_tiles",
 ]

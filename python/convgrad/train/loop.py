@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convgrad.autograd import no_grad
+from convgrad.data.patches import blend_weights, tiles
 from convgrad.tensor import Tensor, as_tensor
 
 if TYPE_CHECKING:
     from convgrad.train.callbacks import Callback
 
-__all__ = ["History", "Run", "evaluate", "fit", "predict"]
+__all__ = ["History", "Run", "evaluate", "fit", "predict", "predict_tiles"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metrics = Mapping[str, Callable[[Tensor, Tensor], float]]
@@ -180,6 +181,31 @@ def predict(model: Any, inputs: Any, batch_size: int = 256) -> np.ndarray:
             for i in range(0, max(len(x), 1), batch_size)
         ]
     return np.concatenate([np.ascontiguousarray(y) for y in outputs])
+
+
+def predict_tiles(
+    model: Any, volume: np.ndarray, size: Sequence[int], overlap: float = 0.5, batch_size: int = 1
+) -> np.ndarray:
+    """The model's output (K, ...) for one image or volume (C, ...) of any size, tile by tile.
+
+    The model sees tiles (C, *size) and gives (K, *size). Where they overlap, outputs are averaged,
+    those near a tile's edge counting least, for they saw least around them. Memory is needed for
+    ``batch_size`` tiles and the result. ValueError for a tile that does not fit into the volume.
+    """
+    windows = list(tiles(volume.shape[1:], size, overlap))
+    weights = blend_weights(size)
+    total: np.ndarray | None = None
+    seen = np.zeros(volume.shape[1:], np.float32)
+    for i in range(0, len(windows), batch_size):
+        part = windows[i : i + batch_size]
+        outputs = predict(model, np.stack([volume[(slice(None), *w)] for w in part]))
+        if total is None:
+            total = np.zeros((outputs.shape[1], *volume.shape[1:]), outputs.dtype)
+        for window, output in zip(part, outputs):
+            total[(slice(None), *window)] += output * weights
+            seen[window] += weights
+    assert total is not None  # there is at least one tile
+    return total / seen
 
 
 class _evaluation(no_grad):

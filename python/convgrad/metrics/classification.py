@@ -1,4 +1,4 @@
-"""How good predictions are. Plain NumPy: for what a table or a training curve shows."""
+"""How good predicted classes are."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from convgrad.backend import host, is_array
 from convgrad.tensor import Tensor
 
 __all__ = ["accuracy", "binary_accuracy", "confusion_matrix", "precision_recall"]
 
 
-def _array(value: Any) -> np.ndarray:
+def array_of(value: Any) -> np.ndarray:
+    """A tensor's, or an array's, values on the host."""
     array = value.array if isinstance(value, Tensor) else value
-    return np.asarray(array.get() if hasattr(array, "get") else array)
+    return np.asarray(host(array) if is_array(array) else array)
 
 
 def accuracy(output: Any, target: Any) -> float:
     """The part of targets that have the highest score: output (N, K, ...), target (N, ...)."""
-    output, target = _array(output), _array(target)
+    output, target = array_of(output), array_of(target)
     if output.ndim < 2 or output.shape[:1] + output.shape[2:] != target.shape:
         raise ValueError(
             "[accuracy] output must be (N, K, ...) and target (N, ...). Got "
@@ -29,7 +31,7 @@ def accuracy(output: Any, target: Any) -> float:
 
 def binary_accuracy(output: Any, target: Any) -> float:
     """The part of targets in {0, 1} that the sign of a logit predicts, both of one shape."""
-    output, target = _array(output), _array(target)
+    output, target = array_of(output), array_of(target)
     if output.shape != target.shape:
         raise ValueError(
             "[binary_accuracy] output and target must have one shape. Got "
@@ -40,7 +42,7 @@ def binary_accuracy(output: Any, target: Any) -> float:
 
 def confusion_matrix(target: Any, predicted: Any, classes: int) -> np.ndarray:
     """(classes, classes) counts: row = the true class, column = the predicted one."""
-    target, predicted = _array(target).ravel(), _array(predicted).ravel()
+    target, predicted = array_of(target).ravel(), array_of(predicted).ravel()
     if target.shape != predicted.shape:
         raise ValueError(
             "[confusion_matrix] target and predicted must have one size. Got "

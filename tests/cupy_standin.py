@@ -1,0 +1,739 @@
+"""What stands in for CuPy where there is no GPU: arrays in the memory of the simulated devices, and
+NumPy doing what CuPy would do on a card.
+
+It keeps to CuPy where the two libraries differ and our code could trip over it: no implicit
+conversion to NumPy and no mixing with its arrays, 0-d arrays where NumPy gives scalars, results in
+C order, no writes from host arrays, operands on the current device alone. test_cupy_standin.py
+compares names and signatures with CuPy itself, where that is installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from convgrad import _cuda_sim as sim
+
+__version__ = "stand-in"
+
+float32, float64, int32, int64 = np.float32, np.float64, np.int32, np.int64
+uint8, bool_, dtype = np.uint8, np.bool_, np.dtype
+
+
+# ---- memory ----
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class Memory:
+    """A block of a device's memory, given back with its last array."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.device_id = runtime.getDevice()
+        self.ptr = sim.sim_allocate(size, self.device_id)
+        if self.ptr == 0:
+            used = sim.sim_bytes_in_use(self.device_id)
+            raise OutOfMemoryError(
+                f"Out of memory allocating {size:,} bytes (allocated so far: {used:,} bytes)."
+            )
+        self._release = weakref.finalize(self, sim.sim_release, self.ptr)
+        self._release.atexit = False
+
+
+class MemoryPointer:
+    """An address in a block."""
+
+    def __init__(self, mem: Memory, offset: int) -> None:
+        self.mem = mem
+        self.ptr = mem.ptr + offset
+
+    @property
+    def device_id(self) -> int:
+        return self.mem.device_id
+
+    @property
+    def device(self) -> Device:
+        return Device(self.device_id)
+
+
+def alloc(size: int) -> MemoryPointer:
+    return MemoryPointer(Memory(size), 0)
+
+
+class MemoryPool:
+    """CuPy's caches blocks; this one gives each back at once, so that a late use is an error."""
+
+    def used_bytes(self) -> int:
+        return sim.sim_bytes_in_use(runtime.getDevice())
+
+    def total_bytes(self) -> int:
+        return self.used_bytes()
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        pass
+
+
+# ---- devices ----
+
+
+class _Runtime:
+    CUDARuntimeError = RuntimeError
+
+    @staticmethod
+    def getDevice() -> int:
+        return sim.sim_current_device()
+
+    @staticmethod
+    def setDevice(device: int) -> None:
+        sim.sim_set_device(device)
+
+    @staticmethod
+    def getDeviceCount() -> int:
+        return sim.device_count()
+
+    @staticmethod
+    def deviceSynchronize() -> None:
+        pass
+
+    @staticmethod
+    def memGetInfo() -> tuple[int, int]:
+        total = 1 << 40
+        return total - sim.sim_bytes_in_use(sim.sim_current_device()), total
+
+    @staticmethod
+    def getDeviceProperties(device: int) -> dict[str, Any]:
+        return {"name": b"simulator", "major": 9, "minor": 0, "totalGlobalMem": 1 << 40}
+
+    @staticmethod
+    def driverGetVersion() -> int:
+        return 13000
+
+
+runtime = _Runtime()
+
+
+class Device:
+    def __init__(self, device: int | None = None) -> None:
+        self.id = runtime.getDevice() if device is None else int(device)
+        self._before: list[int] = []
+
+    def use(self) -> Device:
+        runtime.setDevice(self.id)
+        return self
+
+    def synchronize(self) -> None:
+        runtime.deviceSynchronize()
+
+    def __enter__(self) -> Device:
+        self._before.append(runtime.getDevice())
+        return self.use()
+
+    def __exit__(self, *_: object) -> None:
+        runtime.setDevice(self._before.pop())
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}>"
+
+
+class _CurrentStream(threading.local):
+    streams: tuple[Any, ...] = ()
+
+
+_current = _CurrentStream()
+
+
+class Stream:
+    """A stream; work on it has ended when it is handed over."""
+
+    null: Stream
+
+    def __init__(
+        self,
+        null: bool = False,
+        non_blocking: bool = False,
+        ptds: bool = False,
+        priority: Any = None,
+    ) -> None:
+        self.ptr = 0 if null else sim.sim_create_stream()
+
+    def __enter__(self) -> Stream:
+        _current.streams += (self,)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.streams = _current.streams[:-1]
+
+    def use(self) -> Stream:
+        _current.streams = (self,)
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+
+Stream.null = Stream(null=True)
+
+
+def get_current_stream(device_id: int = -1) -> Stream:
+    return _current.streams[-1] if _current.streams else Stream.null
+
+
+# ---- arrays ----
+
+
+class _At:
+    """What NumPy reads to make a view of an address."""
+
+    def __init__(self, ptr: int, shape: Any, dtype: np.dtype[Any], strides: Any) -> None:
+        self.__array_interface__ = {
+            "data": (ptr, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "strides": strides,
+            "version": 3,
+        }
+
+
+class Flags:
+    def __init__(self, host: np.ndarray, owndata: bool) -> None:
+        self.c_contiguous = host.flags.c_contiguous
+        self.f_contiguous = host.flags.f_contiguous
+        self.owndata = owndata
+
+    @property
+    def fnc(self) -> bool:
+        return self.f_contiguous and not self.c_contiguous
+
+    @property
+    def forc(self) -> bool:
+        return self.f_contiguous or self.c_contiguous
+
+    def __getitem__(self, name: str) -> bool:
+        return {
+            "C_CONTIGUOUS": self.c_contiguous,
+            "F_CONTIGUOUS": self.f_contiguous,
+            "OWNDATA": self.owndata,
+        }[name]
+
+
+class ndarray:
+    """An array in device memory. ``_host`` is NumPy's view of that."""
+
+    __array_priority__ = 100
+
+    def __init__(
+        self,
+        shape: Any,
+        dtype: Any = float,
+        memptr: MemoryPointer | None = None,
+        strides: Any = None,
+        order: str = "C",
+    ) -> None:
+        shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+        kind = np.dtype(dtype)
+        if strides is None:
+            like = np.lib.stride_tricks.as_strided(np.empty((), kind), shape, (0,) * len(shape))
+            strides = np.empty_like(like, order=order).strides
+        if memptr is None:
+            memptr = alloc(int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
+        self.data = memptr
+        self.base: ndarray | None = None
+        if 0 in shape:
+            self._host = np.lib.stride_tricks.as_strided(np.empty(0, kind), shape, strides)
+        else:
+            self._host = np.asarray(_At(memptr.ptr, shape, kind, tuple(strides)))
+
+    # ---- what it is ----
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._host.shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return self._host.strides
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._host.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._host.ndim
+
+    @property
+    def size(self) -> int:
+        return self._host.size
+
+    @property
+    def itemsize(self) -> int:
+        return self._host.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self._host.nbytes
+
+    @property
+    def device(self) -> Device:
+        return self.data.device
+
+    @property
+    def flags(self) -> Flags:
+        return Flags(self._host, self.base is None)
+
+    @property
+    def T(self) -> ndarray:
+        return _wrapped(self._host.T, (self,))
+
+    # ---- to the host and back ----
+
+    def __array__(self, dtype: Any = None) -> Any:
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def get(
+        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
+    ) -> np.ndarray:
+        if out is None:
+            return np.array(self._host, order=order)
+        out[...] = self._host
+        return out
+
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if arr.dtype != self.dtype or arr.shape != self.shape:
+            raise ValueError("Shape or dtype mismatch")
+        self._host[...] = arr
+        _written(self)
+
+    def item(self, *args: int) -> Any:
+        return self._host.item(*args)
+
+    def tolist(self) -> Any:
+        return self._host.tolist()
+
+    def tobytes(self, order: str = "C") -> bytes:
+        return self._host.tobytes(order)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "descr": self.dtype.descr,
+            "stream": 1,
+            "version": 3,
+            "strides": None if self._host.flags.c_contiguous else self.strides,
+            "data": (self.data.ptr if self.size else 0, False),
+        }
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise BufferError("The stand-in has no capsules; see from_dlpack().")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, self.data.device_id)  # kDLCUDA
+
+    def __reduce__(self) -> Any:
+        return array, (self.get(),)
+
+    def __copy__(self) -> ndarray:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> ndarray:
+        with self.device:
+            return self.copy()
+
+    def __bool__(self) -> bool:
+        return bool(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+    def __float__(self) -> float:
+        return float(self._host)
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return repr(self._host)
+
+    def __str__(self) -> str:
+        return str(self._host)
+
+    def __format__(self, spec: str) -> str:
+        return format(self._host if self.ndim else self._host[()], spec)
+
+    # ---- what it does ----
+
+    def __getitem__(self, key: Any) -> ndarray:
+        _check_current((self,))
+        return _wrapped(self._host[_index(key)], (self,))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, np.ndarray) and value.size > 1:
+            raise ValueError(
+                "non-scalar numpy.ndarray cannot be used for fill"
+            )  # CuPy refuses it so, see its issue 2079
+        _check_current((self, value))
+        self._host[_index(key)] = _host(value)
+        _written(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out = kwargs.pop("out", None)
+        if isinstance(out, tuple):
+            (out,) = out
+        for x in (*inputs, *([] if out is None else [out])):
+            known = (ndarray, np.ndarray, np.generic, bool, int, float, complex)
+            if not isinstance(x, known) and not hasattr(x, "__cuda_array_interface__"):
+                return NotImplemented
+        if ufunc.__name__ in _COMPARISONS:  # as CuPy does
+            inputs = tuple(
+                [x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs]
+            )
+        return _run(getattr(ufunc, method), inputs, kwargs, out)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if not all(issubclass(t, (ndarray, np.ndarray)) for t in types):
+            return NotImplemented
+        if function.__name__ in _ABSENT:
+            return NotImplemented
+        return _function(function)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _METHODS:
+            raise AttributeError(f"'ndarray' object has no attribute {name!r}")
+        method = getattr(self._host, name)
+
+        def run(*args: Any, out: ndarray | None = None, **kwargs: Any) -> Any:
+            result = _run(method, args, kwargs, out, (self,))
+            if name in ("fill", "sort", "partition", "put"):
+                _written(self)
+            return result
+
+        return run
+
+    def astype(
+        self,
+        dtype: Any,
+        order: str = "K",
+        casting: str = "unsafe",
+        subok: Any = None,
+        copy: bool = True,
+    ) -> ndarray:
+        if not copy and self.dtype == dtype:
+            return self
+        return _new(self._host.astype(dtype, casting=casting))
+
+    def copy(self, order: str = "C") -> ndarray:
+        return _new(np.array(self._host, order=order), order)
+
+
+_METHODS = frozenset(
+    {
+        *("all", "any", "argmax", "argmin", "argpartition", "argsort", "choose", "clip"),
+        *("compress", "conj", "cumprod", "cumsum", "diagonal", "dot", "fill", "flatten", "max"),
+        *("mean", "min", "nonzero", "partition", "prod", "put", "ravel", "repeat", "reshape"),
+        *("round", "searchsorted", "sort", "squeeze", "std", "sum", "swapaxes", "take", "trace"),
+        *("transpose", "var", "view"),
+    }
+)
+_COMPARISONS = ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
+_ABSENT = frozenset({"errstate", "require"})  # of NumPy's names that we use, CuPy has all others
+_WRITE_TO_FIRST = frozenset(
+    {"copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask"}
+)
+
+
+def _host(value: Any) -> Any:
+    """What NumPy computes with in an array's place."""
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, (tuple, list)):
+        return type(value)([_host(v) for v in value])
+    return value
+
+
+def _index(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return tuple([_host(k) for k in key])
+    return _host(key)
+
+
+def _arrays(values: Any) -> list[ndarray]:
+    found = []
+    for value in values:
+        if isinstance(value, ndarray):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _arrays(value)
+    return found
+
+
+def _check_current(values: Any) -> None:
+    current = runtime.getDevice()
+    for a in _arrays(values):
+        if a.data.device_id != current:
+            raise ValueError(
+                "Array device must be same as the current device: array device = "
+                f"{a.data.device_id} while current = {current}"
+            )
+
+
+def _check_no_host_arrays(values: Any) -> None:
+    for value in values:
+        if isinstance(value, np.ndarray):
+            raise TypeError(f"Unsupported type {type(value)}")
+        if isinstance(value, (tuple, list)):
+            _check_no_host_arrays(value)
+
+
+def _written(a: ndarray) -> None:
+    """Tells the simulator that the array's memory holds values."""
+    if a.size == 0:
+        return
+    low, high = np.lib.array_utils.byte_bounds(a._host)
+    sim.sim_mark_written(low, high - low)
+
+
+def _new(host: np.ndarray, order: str = "C") -> ndarray:
+    out = ndarray(host.shape, host.dtype, order="F" if order == "F" else "C")
+    out._host[...] = host
+    _written(out)
+    return out
+
+
+def _wrapped(result: Any, operands: Any) -> Any:
+    """NumPy's result as ours: a view of an operand where it is one, else a new array."""
+    if isinstance(result, (tuple, list)):
+        return type(result)([_wrapped(r, operands) for r in result])
+    if isinstance(result, np.generic):
+        return _new(np.asarray(result))
+    if not isinstance(result, np.ndarray):
+        return result
+    address = result.__array_interface__["data"][0]
+    for a in _arrays(operands):
+        block = a.data.mem
+        if result is a._host:
+            return a
+        if result.base is not None and block.ptr <= address < block.ptr + block.size:
+            root = a if a.base is None else a.base
+            out = ndarray(
+                result.shape,
+                result.dtype,
+                MemoryPointer(block, address - block.ptr),
+                result.strides,
+            )
+            out.base = root
+            return out
+    return _new(result)
+
+
+def _run(function: Any, args: Any, kwargs: dict[str, Any], out: Any = None, extra: Any = ()) -> Any:
+    """The function, by NumPy, on arrays of the current device."""
+    values = (*extra, *args, *kwargs.values())
+    _check_current((*values, out))
+    _check_no_host_arrays((*values, out))
+    plain = {k: _host(v) for k, v in kwargs.items()}
+    with np.errstate(all="ignore"):
+        if out is None:
+            return _wrapped(function(*_host(tuple(args)), **plain), values)
+        function(*_host(tuple(args)), out=out._host, **plain)
+    _written(out)
+    return out
+
+
+def _function(function: Any) -> Any:
+    @functools.wraps(function)
+    def run(*args: Any, out: ndarray | None = None, **kwargs: Any) -> Any:
+        result = _run(function, args, kwargs, out)
+        if function.__name__ in _WRITE_TO_FIRST:
+            _written(args[0])
+        return result
+
+    return run
+
+
+def _add_operators() -> None:
+    binary = {
+        "add": np.add,
+        "sub": np.subtract,
+        "mul": np.multiply,
+        "truediv": np.true_divide,
+        "floordiv": np.floor_divide,
+        "mod": np.remainder,
+        "pow": np.power,
+        "matmul": np.matmul,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+        "lshift": np.left_shift,
+        "rshift": np.right_shift,
+    }
+    compare = {
+        "lt": np.less,
+        "le": np.less_equal,
+        "gt": np.greater,
+        "ge": np.greater_equal,
+        "eq": np.equal,
+        "ne": np.not_equal,
+    }
+
+    def yields(x: Any, y: Any) -> bool:
+        """Whether y's reflected operator is to be called: CuPy's _should_use_rop."""
+        if hasattr(y, "__array_ufunc__"):
+            return y.__array_ufunc__ is None
+        return getattr(x, "__array_priority__", 0) < getattr(y, "__array_priority__", 0)
+
+    def forward(ufunc: Any) -> Any:
+        return lambda x, y: NotImplemented if yields(x, y) else ufunc(x, y)
+
+    def reflected(ufunc: Any) -> Any:
+        return lambda x, y: ufunc(y, x)
+
+    def assigned(ufunc: Any) -> Any:
+        return lambda x, y: NotImplemented if yields(x, y) else ufunc(x, y, out=x)
+
+    for name, ufunc in binary.items():
+        setattr(ndarray, f"__{name}__", forward(ufunc))
+        setattr(ndarray, f"__r{name}__", reflected(ufunc))
+        if name != "matmul":
+            setattr(ndarray, f"__i{name}__", assigned(ufunc))
+    for name, ufunc in compare.items():
+        setattr(ndarray, f"__{name}__", forward(ufunc))
+    for name, ufunc in {"neg": np.negative, "abs": np.absolute, "invert": np.invert}.items():
+        setattr(ndarray, f"__{name}__", lambda x, ufunc=ufunc: ufunc(x))
+    ndarray.__pos__ = lambda x: x.copy()  # type: ignore[attr-defined]
+    ndarray.__hash__ = None  # type: ignore[assignment]
+
+
+_add_operators()
+
+
+# ---- functions ----
+
+
+def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", **_: Any) -> ndarray:
+    if isinstance(obj, ndarray):
+        _check_current((obj,))
+        same = dtype is None or obj.dtype == dtype
+        if not copy and same and (order == "K" or obj.flags.c_contiguous):
+            return obj
+        return _new(obj._host.astype(obj.dtype if dtype is None else dtype))
+    if not copy and hasattr(obj, "__cuda_array_interface__"):
+        return _shared(obj)
+    return _new(np.array(_nested(obj), dtype))
+
+
+def asarray(
+    a: Any, dtype: Any = None, order: str | None = None, *, blocking: bool = False
+) -> ndarray:
+    return array(a, dtype, copy=False, order=order or "K")
+
+
+def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
+    return array(a, dtype, copy=False, order="C")
+
+
+def _nested(obj: Any) -> Any:
+    if isinstance(obj, ndarray):
+        return obj._host
+    return [_nested(v) for v in obj] if isinstance(obj, (list, tuple)) else obj
+
+
+class _Foreign:
+    """Memory of another library's."""
+
+    def __init__(self, owner: Any, ptr: int) -> None:
+        self.owner, self.ptr = owner, ptr
+        self.device_id = owner.data.device_id if isinstance(owner, ndarray) else 0
+        self.size = 1 << 62
+
+
+def _shared(obj: Any) -> ndarray:
+    about = obj.__cuda_array_interface__
+    memory: Any = _Foreign(obj, about["data"][0])
+    return ndarray(
+        about["shape"], np.dtype(about["typestr"]), MemoryPointer(memory, 0), about["strides"]
+    )
+
+
+def from_dlpack(obj: Any, *, device: Any = None, copy: Any = None) -> ndarray:
+    if obj.__dlpack_device__()[0] != 2:
+        raise TypeError("from_dlpack takes arrays of CUDA devices here.")
+    out = _shared(obj if isinstance(obj, ndarray) else obj.array)
+    return out
+
+
+def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, **_: Any) -> np.ndarray:
+    return a.get() if isinstance(a, ndarray) else np.asarray(a, order=order)
+
+
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
+    return ndarray(shape, dtype, order=order)
+
+
+def empty_like(prototype: Any, dtype: Any = None, order: str = "K", **_: Any) -> ndarray:
+    return ndarray(prototype.shape, prototype.dtype if dtype is None else dtype)
+
+
+def get_default_memory_pool() -> MemoryPool:
+    return _pool
+
+
+_pool = MemoryPool()
+
+
+def __getattr__(name: str) -> Any:
+    """NumPy's function of that name, on our arrays and with results in device memory."""
+    if name.startswith("_") or name in _ABSENT:
+        raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+    function = getattr(np, name)
+    return (
+        _function(function) if callable(function) and not isinstance(function, type) else function
+    )
+
+
+class cuda:
+    """The submodule cupy.cuda."""
+
+    Device = Device
+    Stream = Stream
+    Memory = Memory
+    MemoryPointer = MemoryPointer
+    MemoryPool = MemoryPool
+    runtime = runtime
+    alloc = staticmethod(alloc)
+    get_current_stream = staticmethod(get_current_stream)
+
+    class memory:
+        OutOfMemoryError = OutOfMemoryError
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
