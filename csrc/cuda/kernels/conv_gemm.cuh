@@ -28,8 +28,8 @@ struct GemmPass {
   const float* w;      // (groups, dst_c, k)
 
   __device__ bool holds(int d, int h, int w) const {
-    return unsigned(d) < unsigned(axis[0].src) && unsigned(h) < unsigned(axis[1].src) &&
-           unsigned(w) < unsigned(axis[2].src);
+    return (unsigned(d) < unsigned(axis[0].src)) & (unsigned(h) < unsigned(axis[1].src)) &
+           (unsigned(w) < unsigned(axis[2].src));
   }
 };
 
@@ -56,6 +56,7 @@ struct ConvGemm {
   struct Table {
     Place origin[Tile::kM], tap[kMostTaps];
     int target[Tile::kM];  // the row's pixel in dst, -1 for none
+    Block block;
   };
 
   struct Loader;
@@ -66,28 +67,27 @@ template <class TileT, Math kMathT, int kChunk>
 struct ConvGemm<TileT, kMathT, kChunk>::Loader {
   using Map = CopyMap<Major::kK, Tile::kM, Tile::kThreads, kChunk>;
   const ConvGemm& p;
-  const GemmPass& pass;
   const Table& table;
-  const float* src;
   int tap, channel;  // of the thread's next chunk
 
-  __device__ Loader(const ConvGemm& p, const GemmPass& pass, const Table& table, int group,
-                    int tile)
-      : p(p), pass(pass), table(table), src(p.src + int64_t{group} * p.src_c) {
-    const int k = tile * kTileK + Map::line();
+  __device__ Loader(const ConvGemm& p, const Table& table) : p(p), table(table) {
+    const int k = table.block.first_tile * kTileK + int(Map::line());
     tap = k / p.src_c;
     channel = k % p.src_c;
   }
 
-  __device__ void load(Slice<Major::kK, Tile::kM>& s, const float* anywhere) {
+  __device__ void load(Slice<Major::kK, Tile::kM>& s) {
+    // Read anew, because registers are scarcer than time.
+    const GemmPass& pass = p.pass[table.block.pass];
+    const float* src = p.src + int64_t{table.block.group} * p.src_c;
     const bool any = tap < pass.taps;
     const Place t = table.tap[any ? tap : 0];
 #pragma unroll 2
     for (int i = 0; i < Map::kCount; ++i) {
       const Place o = table.origin[Map::first() + i * Map::kStep];
-      const bool inside = any && pass.holds(o.d + t.d, o.h + t.h, o.w + t.w);
+      const bool inside = any & pass.holds(o.d + t.d, o.h + t.h, o.w + t.w);
       const float* from = src + int64_t{o.pixel + t.pixel} * p.src_pitch;
-      copy_async<4 * kChunk>(Map::target(s, i), inside ? from + channel : anywhere, inside);
+      copy_async<4 * kChunk>(Map::target(s, i), from + channel, inside);
     }
     // k += kTileK, without dividing
     tap += p.tap_step;
@@ -103,29 +103,30 @@ template <class TileT, Math kMathT, int kChunk>
 struct ConvGemm<TileT, kMathT, kChunk>::Work {
   const ConvGemm& p;
   Table& table;
-  const GemmPass& pass;
-  int group, slice, row, column;  // row, column: the tile's first
-  int first_tile, end_tile;
 
-  __device__ Work(const ConvGemm& p, Table& table)
-      : p(p),
-        table(table),
-        pass(p.pass[blockIdx.z / (p.slices * p.groups)]),
-        group(int(blockIdx.z) / p.slices % p.groups),
-        slice(int(blockIdx.z) % p.slices),
-        row(int(blockIdx.x) / p.tiles_n * Tile::kM),
-        column(int(blockIdx.x) % p.tiles_n * Tile::kN) {
-    first_tile = slice * p.tiles_per_slice;
-    end_tile = first_tile + p.tiles_per_slice;
-    end_tile = end_tile < pass.tiles ? end_tile : pass.tiles;
-    for (int i = int(threadIdx.x); i < Tile::kM; i += Tile::kThreads) locate_row(i);
-    for (int i = int(threadIdx.x); i < pass.taps; i += Tile::kThreads) locate_tap(i);
+  __device__ Work(const ConvGemm& p, Table& table) : p(p), table(table) {
+    const int part = int(blockIdx.z) / p.slices, slice = int(blockIdx.z) % p.slices;
+    const int tile_m = int(blockIdx.x) / p.tiles_n, tile_n = int(blockIdx.x) % p.tiles_n;
+    const int first = slice * p.tiles_per_slice, end = first + p.tiles_per_slice;
+    const GemmPass& pass = p.pass[part / p.groups];
+    if (threadIdx.x == 0)
+      table.block = {part / p.groups,
+                     part % p.groups,
+                     slice,
+                     tile_m * Tile::kM,
+                     tile_n * Tile::kN,
+                     first,
+                     end < pass.tiles ? end : pass.tiles};
+    for (int i = int(threadIdx.x); i < Tile::kM; i += Tile::kThreads)
+      locate_row(pass, tile_m * Tile::kM + i, i);
+    for (int i = int(threadIdx.x); i < pass.taps; i += Tile::kThreads) locate_tap(pass, i);
     __syncthreads();
   }
 
-  __device__ void locate_row(int i) {
+  // Row m of the product is row i of the tile.
+  __device__ void locate_row(const GemmPass& pass, int m, int i) {
     const auto &d = pass.axis[0], &h = pass.axis[1], &w = pass.axis[2];
-    const int m = row + i, pw = m % w.count, ph = m / w.count % h.count;
+    const int pw = m % w.count, ph = m / w.count % h.count;
     const int pd = m / w.count / h.count % d.count, n = m / w.count / h.count / d.count;
     Place o = {d.src_first + pd * d.src_step, h.src_first + ph * h.src_step,
                w.src_first + pw * w.src_step, 0};
@@ -138,7 +139,7 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
     table.target[i] = none ? -1 : target;
   }
 
-  __device__ void locate_tap(int i) {
+  __device__ void locate_tap(const GemmPass& pass, int i) {
     const auto &d = pass.axis[0], &h = pass.axis[1], &w = pass.axis[2];
     Place t = {i / w.taps / h.taps * d.tap_step, i / w.taps % h.taps * h.tap_step,
                i % w.taps * w.tap_step, 0};
@@ -146,40 +147,47 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
     table.tap[i] = t;
   }
 
-  __device__ bool any() const { return row < pass.rows; }
-  __device__ int tiles() const { return max_of(0, end_tile - first_tile); }
-  __device__ const float* anywhere() const { return p.src; }
-  __device__ Loader loader_a() const { return Loader(p, pass, table, group, first_tile); }
+  __device__ const GemmPass& pass() const { return p.pass[table.block.pass]; }
+
+  __device__ bool any() const { return table.block.row < pass().rows; }
+  __device__ int tiles() const { return table.block.end_tile - table.block.first_tile; }
+  __device__ Loader loader_a() const { return Loader(p, table); }
   __device__ auto loader_b() const {
+    const Block& b = table.block;
     return DenseLoader<Major::kK, Tile::kN, Tile::kThreads, kChunk>(
-        pass.w + int64_t{group} * p.dst_c * pass.k, pass.k, column, p.dst_c,
-        int64_t{first_tile} * kTileK, pass.k);
+        pass().w + int64_t{b.group} * p.dst_c * pass().k, pass().k, b.column, p.dst_c,
+        int64_t{b.first_tile} * kTileK, pass().k);
   }
 
-  __device__ bool holds(int i, int j) const { return table.target[i] >= 0 && column + j < p.dst_c; }
+  __device__ bool holds(int i, int j) const {
+    return table.target[i] >= 0 && table.block.column + j < p.dst_c;
+  }
 
   __device__ void store(int i, int j, Pack<float, 4> v) const {
-    const int first = column + j;
+    const Block& b = table.block;
+    const int first = b.column + j;
     if (p.partial) {
-      const int64_t at = (int64_t{slice} * pass.rows + row + i) * p.dst_c + first;
+      const int64_t at = (int64_t{b.slice} * pass().rows + b.row + i) * p.dst_c + first;
       return store_first(v, p.dst_c - first, p.partial + at);
     }
-    const int64_t at = int64_t{table.target[i]} * p.dst_pitch + int64_t{group} * p.dst_c + first;
+    const int64_t at = int64_t{table.target[i]} * p.dst_pitch + int64_t{b.group} * p.dst_c + first;
     for (int e = 0; e < 4 && first + e < p.dst_c; ++e)
-      v[e] = finish(p.epilogue, v[e], group * p.bias_c + (first + e) % p.bias_c, at + e);
+      v[e] = finish(p.epilogue, v[e], b.group * p.bias_c + (first + e) % p.bias_c, at + e);
     store_first(v, p.dst_c - first, p.dst + at);
   }
 
   __device__ float plain(int i, int j) const {
+    const Block& b = table.block;
+    const GemmPass& pass = this->pass();
     const Place o = table.origin[i];
-    const float* w = pass.w + (int64_t{group} * p.dst_c + column + j) * pass.k;
-    const int last = end_tile * kTileK < pass.k ? end_tile * kTileK : pass.k;
+    const float* w = pass.w + (int64_t{b.group} * p.dst_c + b.column + j) * pass.k;
+    const int last = b.end_tile * kTileK < pass.k ? b.end_tile * kTileK : pass.k;
     float sum = 0;
-    for (int k = first_tile * kTileK; k < last && sum == sum; ++k) {
+    for (int k = b.first_tile * kTileK; k < last && sum == sum; ++k) {
       const Place t = table.tap[k / p.src_c];
       const int64_t pixel = o.pixel + t.pixel;
       const bool inside = pass.holds(o.d + t.d, o.h + t.h, o.w + t.w);
-      const int channel = group * p.src_c + k % p.src_c;
+      const int channel = b.group * p.src_c + k % p.src_c;
       sum += (inside ? p.src[pixel * p.src_pitch + channel] : 0.0f) * w[k];
     }
     return sum;

@@ -21,7 +21,7 @@
 // by element.
 //
 // Math. kTf32x3 is float32 arithmetic: x = big + small with big = tf32(x), small = tf32(x - big),
-// and a b = big big + big small + small big, short of 2^-22 of it. The tensor cores round their
+// and a b = big big + big small + small big, but for some 2^-23 of it. The tensor cores round their
 // sums towards zero, so they add eight terms only; these sums are added in plain float32. kTf32 is
 // big big alone, summed by the tensor cores. kFma uses no tensor core: one thread 8 x 8 elements.
 #pragma once
@@ -48,7 +48,7 @@ template <Major kMajor, int kRows>
 struct alignas(128) Slice {
   float v[kRows * kTileK];
 
-  static __device__ int at(int row, int k) {
+  static __device__ unsigned at(unsigned row, unsigned k) {
     if constexpr (kMajor == Major::kK)
       return row * kTileK + ((k / 4 ^ row % 8) * 4 + k % 4);
     else
@@ -59,12 +59,12 @@ struct alignas(128) Slice {
 // The A fragment of rows [row, row + 16) and columns [k, k + 8).
 template <Major kMajor, int kRows>
 __device__ void load_fragment_a(const Slice<kMajor, kRows>& s, int row, int k, uint32_t (&a)[4]) {
-  const int lane = threadIdx.x % kWarp;
+  const unsigned lane = threadIdx.x % kWarp;
   if constexpr (kMajor == Major::kK) {
-    const int matrix = lane / 8;
+    const unsigned matrix = lane / 8;
     load_matrix_x4(a, &s.v[s.at(row + matrix % 2 * 8 + lane % 8, k + matrix / 2 * 4)]);
   } else {
-    const int group = lane / 4, member = lane % 4;
+    const unsigned group = lane / 4, member = lane % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       a[i] = __float_as_uint(s.v[s.at(row + group + i % 2 * 8, k + member + i / 2 * 4)]);
@@ -73,23 +73,25 @@ __device__ void load_fragment_a(const Slice<kMajor, kRows>& s, int row, int k, u
 // The B fragments of rows [row, row + 8) and [row + 8, row + 16) and columns [k, k + 8).
 template <Major kMajor, int kRows>
 __device__ void load_fragments_b(const Slice<kMajor, kRows>& s, int row, int k, uint32_t (&b)[4]) {
-  const int lane = threadIdx.x % kWarp;
+  const unsigned lane = threadIdx.x % kWarp;
   if constexpr (kMajor == Major::kK) {
-    const int matrix = lane / 8;
+    const unsigned matrix = lane / 8;
     load_matrix_x4(b, &s.v[s.at(row + matrix / 2 * 8 + lane % 8, k + matrix % 2 * 4)]);
   } else {
-    const int group = lane / 4, member = lane % 4;
+    const unsigned group = lane / 4, member = lane % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       b[i] = __float_as_uint(s.v[s.at(row + i / 2 * 8 + group, k + member + i % 2 * 4)]);
   }
 }
 
-// bits = big + small, both TF32, but for 2^-22 of it. Infinities give a small of NaN.
+// bits = big + small: big is rounded to TF32's 11 bits, of the 12 that are left the tensor cores
+// read
+// 11. Three instructions; cvt.rna alone is three. Infinity and what rounds to it give NaN: an
+// infinite big has no small, and NaN is NaN in one of the two.
 __device__ inline void split_tf32(uint32_t bits, uint32_t& big, uint32_t& small) {
-  const float x = __uint_as_float(bits);
-  big = to_tf32(x);
-  small = to_tf32(x - __uint_as_float(big));
+  big = (bits + 0x1000u) & 0xffffe000u;
+  small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(big));
 }
 
 // The part of C that a thread holds: multiply() adds the product of two slices, write() puts it
@@ -100,8 +102,8 @@ struct Accumulators {
   static constexpr int kWarpsN = Tile::kN / Tile::kWarpN;
   float v[kTilesM][kTilesN][4] = {};
 
-  static __device__ int first_row() { return int(threadIdx.x) / kWarp / kWarpsN * Tile::kWarpM; }
-  static __device__ int first_column() { return int(threadIdx.x) / kWarp % kWarpsN * Tile::kWarpN; }
+  static __device__ int first_row() { return int(threadIdx.x / kWarp / kWarpsN * Tile::kWarpM); }
+  static __device__ int first_column() { return int(threadIdx.x / kWarp % kWarpsN * Tile::kWarpN); }
 
   __device__ void multiply(const Slice<kMajorA, Tile::kM>& a, const Slice<kMajorB, Tile::kN>& b) {
 #pragma unroll 1  // unrolled, it runs out of registers
@@ -152,7 +154,7 @@ struct Accumulators {
 
   template <int kPitch>
   __device__ void write(float (*c)[kPitch]) const {
-    const int group = int(threadIdx.x) % kWarp / 4, member = int(threadIdx.x) % 4;
+    const int group = int(threadIdx.x % kWarp / 4), member = int(threadIdx.x % 4);
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
@@ -174,13 +176,13 @@ struct Accumulators<Tile, Math::kFma, kMajorA, kMajorB> {
   float v[kRows][kColumns] = {};
 
   static __device__ int row(int i) {
-    const int lane = int(threadIdx.x) % kWarp / 4;
-    const int first = int(threadIdx.x) / kWarp / kWarpsN * Tile::kWarpM;
+    const int lane = int(threadIdx.x % kWarp / 4);
+    const int first = int(threadIdx.x / kWarp / kWarpsN * Tile::kWarpM);
     return first + (kMajorA == Major::kK ? lane + 8 * i : lane * 4 + i / 4 * 32 + i % 4);
   }
   static __device__ int column(int j) {
-    const int lane = int(threadIdx.x) % 4;
-    const int first = int(threadIdx.x) / kWarp % kWarpsN * Tile::kWarpN;
+    const int lane = int(threadIdx.x % 4);
+    const int first = int(threadIdx.x / kWarp % kWarpsN * Tile::kWarpN);
     return first + (kMajorB == Major::kK ? lane + 4 * j : lane * 4 + j / 4 * 16 + j % 4);
   }
 
@@ -232,11 +234,11 @@ struct CopyMap {
   static constexpr int kStep = kThreads / kLine;
   static constexpr int kCount = kRows * kTileK / kChunk / kThreads;
   static_assert(kThreads % kLine == 0 && kCount * kThreads * kChunk == kRows * kTileK);
-  static __device__ int line() { return int(threadIdx.x) % kLine * kChunk; }
-  static __device__ int first() { return int(threadIdx.x) / kLine; }
+  static __device__ unsigned line() { return threadIdx.x % kLine * kChunk; }
+  static __device__ unsigned first() { return threadIdx.x / kLine; }
   using SliceT = Slice<kMajor, kRows>;
   static __device__ float* target(SliceT& s, int i) {
-    const int other = first() + i * kStep;
+    const unsigned other = first() + unsigned(i * kStep);
     return &s.v[kMajor == Major::kK ? s.at(other, line()) : s.at(line(), other)];
   }
 };
@@ -246,11 +248,11 @@ struct CopyMap {
 template <Major kMajor, int kRows, int kThreads, int kChunk>
 struct DenseLoader {
   using Map = CopyMap<kMajor, kRows, kThreads, kChunk>;
-  const float* at;  // the thread's first chunk
-  int pitch;
-  int rows, k;  // left, from the thread's first chunk on; of rows, resp. columns
+  const float* at;   // the thread's first chunk
+  const int& pitch;  // a kernel parameter, so it takes no register
+  int rows, k;       // left, from the thread's first chunk on; of rows, resp. columns
 
-  __device__ DenseLoader(const float* data, int pitch, int64_t row, int64_t row_count,
+  __device__ DenseLoader(const float* data, const int& pitch, int64_t row, int64_t row_count,
                          int64_t first_k, int64_t end_k)
       : pitch(pitch) {
     const int64_t own_row = row + (kMajor == Major::kK ? Map::first() : Map::line());
@@ -261,14 +263,13 @@ struct DenseLoader {
   }
 
   // Begins to copy the next k-tile.
-  __device__ void load(Slice<kMajor, kRows>& s, const float* anywhere) {
-#pragma unroll 2
+  __device__ void load(Slice<kMajor, kRows>& s) {
+#pragma unroll 4
     for (int i = 0; i < Map::kCount; ++i) {
       const int own_rows = kMajor == Major::kK ? rows - i * Map::kStep : rows;
       const int own_k = kMajor == Major::kK ? k : k - i * Map::kStep;
-      const bool valid = own_rows > 0 && own_k > 0;
-      copy_async<4 * kChunk>(Map::target(s, i),
-                             valid ? at + int64_t{i * Map::kStep} * pitch : anywhere, valid);
+      const bool valid = (own_rows > 0) & (own_k > 0);
+      copy_async<4 * kChunk>(Map::target(s, i), at + int64_t{i * Map::kStep} * pitch, valid);
     }
     at += kMajor == Major::kK ? kTileK : int64_t{kTileK} * pitch;
     k -= kTileK;
@@ -328,14 +329,13 @@ struct GemmShared {
 
 // k-tiles [0, tiles) of a product, through the pipeline.
 template <class Sums, class LoaderA, class LoaderB, class S>
-__device__ void multiply_tiles(S& s, int tiles, LoaderA& a, LoaderB& b, const float* anywhere,
-                               Sums& sums) {
+__device__ void multiply_tiles(S& s, int tiles, LoaderA& a, LoaderB& b, Sums& sums) {
   constexpr int kStages = int(sizeof(s.a) / sizeof(s.a[0]));
 #pragma unroll
   for (int t = 0; t < kStages - 1; ++t) {
     if (t < tiles) {
-      a.load(s.a[t], anywhere);
-      b.load(s.b[t], anywhere);
+      a.load(s.a[t]);
+      b.load(s.b[t]);
     }
     copy_async_commit();
   }
@@ -344,8 +344,8 @@ __device__ void multiply_tiles(S& s, int tiles, LoaderA& a, LoaderB& b, const fl
     __syncthreads();
     const int next = stage == 0 ? kStages - 1 : stage - 1;  // stage + kStages - 1, modulo kStages
     if (tiles >= kStages) {
-      a.load(s.a[next], anywhere);
-      b.load(s.b[next], anywhere);
+      a.load(s.a[next]);
+      b.load(s.b[next]);
     }
     copy_async_commit();
     sums.multiply(s.a[stage], s.b[stage]);
@@ -354,12 +354,18 @@ __device__ void multiply_tiles(S& s, int tiles, LoaderA& a, LoaderB& b, const fl
   copy_async_wait<0>();
 }
 
+// What a block works on. In shared memory, so that it takes no registers in the main loop.
+struct Block {
+  int pass, group, slice;    // of several
+  int row, column;           // the tile's first
+  int first_tile, end_tile;  // of K
+};
+
 // Problem P: Tile, kMath, kMajorA, kMajorB, Table (its own shared memory), and Work, what one block
 // does of it:
 //   any()                     whether the block's tile holds an element
 //   tiles()                   k-tiles to multiply
-//   loader_a(), loader_b()    load(slice, anywhere): begin to copy the next k-tile
-//   anywhere()                an address that can be read
+//   loader_a(), loader_b()    load(slice): begin to copy the next k-tile
 //   holds(row, column)        whether an element of the tile is one of C
 //   store(row, column, v)     writes those of four neighbours of a row that are, at least the first
 //   plain(row, column)        an element by a plain sum, NaN as soon as it is
@@ -380,7 +386,7 @@ __device__ void run_block(const P& p) {
   Accumulators<typename P::Tile, P::kMath, P::kMajorA, P::kMajorB> sums;
   auto a = work.loader_a();
   auto b = work.loader_b();
-  multiply_tiles(s.stages, work.tiles(), a, b, work.anywhere(), sums);
+  multiply_tiles(s.stages, work.tiles(), a, b, sums);
   __syncthreads();  // c lies where the stages were
   sums.write(s.c);
   __syncthreads();
