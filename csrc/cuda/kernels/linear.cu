@@ -30,15 +30,19 @@ void gemm_direct(const Exec& exec, const GemmShape& s, const T* a, const T* b,
 // ---- in tiles ----
 
 struct GemmPlan {
-  int64_t tile;  // 64 or 128, both ways
+  int64_t tile_m, tile_n;
   SlicePlan cut;
 };
 GemmPlan plan_gemm(const GemmShape& s) {
-  const auto blocks = [&](int64_t tile) {
-    return s.batch * ceil_div(s.m, tile) * ceil_div(s.n, tile);
+  const auto blocks = [&](int64_t tile_m, int64_t tile_n) {
+    return s.batch * ceil_div(s.m, tile_m) * ceil_div(s.n, tile_n);
   };
-  GemmPlan plan{blocks(128) >= kWave / 2 ? 128 : 64, {}};
-  plan.cut = plan_slices(blocks(plan.tile), ceil_div(s.k, kTileK), s.batch * s.m * s.n);
+  // 128 x 128 with the rows of both operands contiguous is short of registers.
+  const int64_t wide = s.trans_a && !s.trans_b ? 64 : 128;
+  const bool large = blocks(128, wide) >= kWave / 2;
+  GemmPlan plan{large ? 128 : 64, large ? wide : 64, {}};
+  plan.cut =
+      plan_slices(blocks(plan.tile_m, plan.tile_n), ceil_div(s.k, kTileK), s.batch * s.m * s.n);
   return plan;
 }
 
@@ -92,10 +96,12 @@ void run_major(const Exec& exec, const GemmShape& s, const float* a, const float
   const bool aligned = is_aligned(a) && is_aligned(b) && s.stride_a % 4 == 0 &&
                        s.stride_b % 4 == 0 && (kMajorA == Major::kK ? s.k : s.m) % 4 == 0 &&
                        (kMajorB == Major::kK ? s.k : s.n) % 4 == 0;
-  const auto run = !aligned ? run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, kMajorA, kMajorB, 1>
-                   : plan.tile == 64
-                       ? run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, kMajorA, kMajorB, 4>
-                       : run_tiles<Tile<128, 128, 64, 32, 3, 2>, kMath, kMajorA, kMajorB, 4>;
+  constexpr int kWide = kMajorA == Major::kRows && kMajorB == Major::kRows ? 64 : 128;
+  using Large = Tile<128, kWide, 64, 32, kWide == 64 ? 4 : 3, 2>;
+  using Small = Tile<64, 64, 32, 32, 4, 2>;
+  const auto run = !aligned             ? run_tiles<Small, kMath, kMajorA, kMajorB, 1>
+                   : plan.tile_m == 128 ? run_tiles<Large, kMath, kMajorA, kMajorB, 4>
+                                        : run_tiles<Small, kMath, kMajorA, kMajorB, 4>;
   run(exec, s, plan.cut, a, b, epilogue, c);
 }
 

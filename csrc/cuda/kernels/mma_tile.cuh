@@ -264,7 +264,7 @@ struct DenseLoader {
 
   // Begins to copy the next k-tile.
   __device__ void load(Slice<kMajor, kRows>& s) {
-#pragma unroll 4
+#pragma unroll(kMajor == Major::kK ? 4 : 1)  // for registers
     for (int i = 0; i < Map::kCount; ++i) {
       const int own_rows = kMajor == Major::kK ? rows - i * Map::kStep : rows;
       const int own_k = kMajor == Major::kK ? k : k - i * Map::kStep;
