@@ -3,6 +3,8 @@
 //   conv_direct.cuh  any shape and type, one thread per element
 //   conv_gemm.cuh    as matrix products
 //   mma_tile.cuh     their main loop
+//   conv_depthwise.cuh
+#include "cuda/kernels/conv_depthwise.cuh"
 #include "cuda/kernels/conv_direct.cuh"
 #include "cuda/kernels/conv_gemm.cuh"
 
@@ -56,9 +58,13 @@ ConvAlgorithm choose(const ConvShape& s, const Passes& passes) {
     fits = fits && fits_gemm(passes.pass[i]);
     short_sums = short_sums && passes.pass[i].taps() * p.src_c <= kMostFmaTerms;
   }
-  if (!fits) return ConvAlgorithm::kGeneric;
+  // Passes and groups are blocks along z.
+  if (!fits || p.groups * passes.count >= 65536) return ConvAlgorithm::kGeneric;
   if (s.algorithm == ConvAlgorithm::kMma) return s.algorithm;
   if (s.algorithm == ConvAlgorithm::kFma && short_sums) return s.algorithm;
+  // Its threads, at most one per element, are counted in 32 bits.
+  if (is_depthwise(p) && max_of(s.x_size(), s.y_size()) < int64_t{1} << 31)
+    return ConvAlgorithm::kDepthwise;
   const bool thin = min_of(p.src_c, p.dst_c) < kLeastGroupChannels;
   return p.groups > 1 && thin ? ConvAlgorithm::kGeneric : ConvAlgorithm::kMma;
 }
@@ -214,6 +220,59 @@ void run_gemm(const Exec& exec, const ConvShape& s, ConvAlgorithm algorithm, con
   s.tf32 && !s.exact ? run_math<Math::kTf32>(exec, args) : run_math<Math::kTf32x3>(exec, args);
 }
 
+// ---- depthwise ----
+
+int64_t depthwise_workspace(const Passes& passes) {
+  int64_t size = 0;
+  for (int64_t i = 0; i < passes.count; ++i) size += ceil_div(panel_size(passes.pass[i]), 4) * 4;
+  return size * int64_t(sizeof(float));
+}
+
+// Weights as (taps, channels), in the workspace.
+const float* pack_taps(const Exec& exec, const Pass& p, const float* w, float* panel) {
+  const int64_t channels = p.groups;
+  for_each(exec, panel_size(p), [=] __device__(int64_t at) {
+    const int64_t tap = at / channels, tw = tap % p.axis[2].taps;
+    const int64_t th = tap / p.axis[2].taps % p.axis[1].taps;
+    const int64_t td = tap / p.axis[2].taps / p.axis[1].taps;
+    panel[at] = w[at % channels * p.w_group + p.w_offset(td, th, tw)];
+  });
+  return panel;
+}
+
+void run_depthwise(const Exec& exec, const Passes& passes, const float* src, const float* w,
+                   const Epilogue<float>& epilogue, float* dst) {
+  const int64_t channels = passes.pass[0].groups;
+  DepthwisePasses args{src, dst, epilogue, int(channels), int(passes.pass[0].n), {}};
+  float* panel = static_cast<float*>(exec.workspace);
+  int64_t threads = 0;
+  const bool aligned = channels % 4 == 0 && is_aligned(src) && is_aligned(dst);
+  for (int64_t i = 0; i < passes.count; ++i) {
+    const Pass& p = passes.pass[i];
+    args.pass[i] = gemm_pass(p, pack_taps(exec, p, w, panel));
+    panel += ceil_div(panel_size(p), 4) * 4;
+    const int64_t runs =
+        p.n * p.axis[0].count * p.axis[1].count * ceil_div(p.axis[2].count, kPositions);
+    threads = max_of(threads, runs * (channels / (aligned ? 4 : 1)));
+  }
+  launch(exec, aligned ? depthwise_kernel<4> : depthwise_kernel<1>,
+         dim3(unsigned(ceil_div(threads, kDepthwiseThreads)), unsigned(passes.count)),
+         dim3(kDepthwiseThreads), 0, args);
+}
+
+// What float32 does other than directly.
+void run_passes(const Exec& exec, const ConvShape& s, ConvAlgorithm algorithm, const Passes& passes,
+                const float* src, const float* w, const Epilogue<float>& epilogue, float* dst) {
+  if (algorithm == ConvAlgorithm::kDepthwise)
+    return run_depthwise(exec, passes, src, w, epilogue, dst);
+  run_gemm(exec, s, algorithm, passes, src, w, epilogue, dst);
+}
+int64_t passes_workspace(ConvAlgorithm algorithm, const Passes& passes) {
+  if (algorithm == ConvAlgorithm::kGeneric) return 0;
+  return algorithm == ConvAlgorithm::kDepthwise ? depthwise_workspace(passes)
+                                                : gemm_workspace(passes);
+}
+
 // ---- the ops ----
 
 template <class T>
@@ -223,7 +282,7 @@ ConvAlgorithm conv_forward_algorithm(const ConvShape& s) {
 template <class T>
 int64_t conv_forward_workspace(const ConvShape& s, int) {
   const Passes passes = forward_passes(s);
-  return choose<T>(s, passes) == ConvAlgorithm::kGeneric ? 0 : gemm_workspace(passes);
+  return passes_workspace(choose<T>(s, passes), passes);
 }
 template <class T>
 void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
@@ -232,7 +291,7 @@ void conv_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
   const ConvAlgorithm algorithm = choose<T>(s, passes);
   if constexpr (sizeof(T) == sizeof(float))
     if (algorithm != ConvAlgorithm::kGeneric)
-      return run_gemm(exec, s, algorithm, passes, x, w, epilogue, y);
+      return run_passes(exec, s, algorithm, passes, x, w, epilogue, y);
   forward_direct(exec, s, x, w, epilogue, y);
 }
 
@@ -244,8 +303,8 @@ ConvAlgorithm conv_backward_input_algorithm(const ConvShape& s) {
 }
 template <class T>
 int64_t conv_backward_input_workspace(const ConvShape& s, int) {
-  if (conv_backward_input_algorithm<T>(s) == ConvAlgorithm::kGeneric) return 0;
-  return gemm_workspace(backward_passes(s));
+  const ConvAlgorithm algorithm = conv_backward_input_algorithm<T>(s);
+  return algorithm == ConvAlgorithm::kGeneric ? 0 : passes_workspace(algorithm, backward_passes(s));
 }
 template <class T>
 void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, const T* w,
@@ -253,7 +312,7 @@ void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, cons
   const ConvAlgorithm algorithm = conv_backward_input_algorithm<T>(s);
   if constexpr (sizeof(T) == sizeof(float))
     if (algorithm != ConvAlgorithm::kGeneric)
-      return run_gemm(exec, s, algorithm, backward_passes(s), dy, w, epilogue, dx);
+      return run_passes(exec, s, algorithm, backward_passes(s), dy, w, epilogue, dx);
   backward_input_direct(exec, s, dy, w, epilogue, dx);
 }
 

@@ -3,6 +3,7 @@
 // The sum over n and output pixels is cut into chunks by the shape alone; each chunk writes its own
 // dw into the workspace, and a second kernel adds the chunks in order.
 #include "cuda/kernels/column_sum.cuh"
+#include "cuda/kernels/conv_depthwise.cuh"
 #include "cuda/kernels/conv_weight_gemm.cuh"
 
 namespace convgrad::cuda {
@@ -169,6 +170,49 @@ void backward_weight_gemm(const Exec& exec, const ConvShape& s, ConvAlgorithm al
     sum_chunks<float>(exec, plan.cut.slices, s.w_size(), s.w_size(), partial, dw);
 }
 
+// ---- depthwise ----
+
+// Packs of four where the number of channels allows, whatever the addresses: they change no bit.
+bool is_depthwise(const ConvShape& s) {
+  return s.groups > 1 && s.group_in_c() == 1 && s.group_out_c() == 1;
+}
+DepthwiseSums plan_depthwise(const ConvShape& s) {
+  return s.in_c % 4 == 0 ? plan_depthwise_sums<4>(s) : plan_depthwise_sums<1>(s);
+}
+
+void backward_weight_depthwise(const Exec& exec, const ConvShape& s, const float* dy,
+                               const float* x, float* partial, float* dw) {
+  const DepthwiseSums plan = plan_depthwise(s);
+  DepthwiseWeights args{dy,
+                        x,
+                        plan.chunks > 1 ? partial : dw,
+                        int(s.in_c),
+                        int(s.taps()),
+                        int(s.n * s.out_pixels()),
+                        is_aligned(dy) && is_aligned(x),
+                        plan,
+                        {},
+                        {},
+                        {},
+                        {},
+                        {},
+                        {}};
+  for (int i = 0; i < 3; ++i) {
+    args.in[i] = int(s.in[i]);
+    args.out[i] = int(s.out[i]);
+    args.ker[i] = int(s.ker[i]);
+    args.stride[i] = int(s.stride[i]);
+    args.dil[i] = int(s.dil[i]);
+    args.pad[i] = int(s.pad[i]);
+  }
+  const bool packed = s.in_c % 4 == 0;
+  launch(exec, packed ? depthwise_weight_kernel<4> : depthwise_weight_kernel<1>,
+         dim3(unsigned(plan.pack_blocks), unsigned(plan.chunks), unsigned(plan.tap_blocks)),
+         dim3(kDepthwiseThreads), packed ? sizeof(DepthwiseShared<4>) : sizeof(DepthwiseShared<1>),
+         args);
+  if (plan.chunks > 1) sum_chunks<float>(exec, plan.chunks, s.w_size(), s.w_size(), partial, dw);
+}
+
 // ---- the ops ----
 
 // Of a group, for tensor cores to be worth it.
@@ -183,16 +227,28 @@ ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
   if (s.algorithm == ConvAlgorithm::kMma) return s.algorithm;
   const bool short_sums = plan_gemm(s).cut.tiles_per_slice * kTileK <= kMostFmaTerms;
   if (s.algorithm == ConvAlgorithm::kFma && short_sums) return s.algorithm;
+  if (is_depthwise(s)) return ConvAlgorithm::kDepthwise;
   const bool thin = min_of(s.group_in_c(), s.group_out_c()) < kLeastGroupChannels;
   return s.groups > 1 && thin ? ConvAlgorithm::kGeneric : ConvAlgorithm::kMma;
 }
 
+// Results of their own that the parts of the sum write into the workspace.
+template <class T>
+int64_t parts(const ConvShape& s) {
+  switch (conv_backward_weight_algorithm<T>(s)) {
+    case ConvAlgorithm::kGeneric:
+      return plan_direct<T>(s).chunks;
+    case ConvAlgorithm::kDepthwise:
+      return plan_depthwise(s).chunks;
+    default:
+      return plan_gemm(s).cut.slices;
+  }
+}
+
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
-  const bool direct = conv_backward_weight_algorithm<T>(s) == ConvAlgorithm::kGeneric;
-  const int64_t chunks = direct ? plan_direct<T>(s).chunks : plan_gemm(s).cut.slices;
   const int64_t bias = column_sum_workspace<T>(s.n * s.out_pixels(), s.out_c, threads);
-  return std::max(bias, chunks * s.w_size() * int64_t(sizeof(Acc<T>)));
+  return std::max(bias, parts<T>(s) * s.w_size() * int64_t(sizeof(Acc<T>)));
 }
 
 // The two sums use the workspace one after the other.
@@ -201,10 +257,14 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
                           T* db) {
   const ConvAlgorithm algorithm = conv_backward_weight_algorithm<T>(s);
   Acc<T>* partial = static_cast<Acc<T>*>(exec.workspace);
-  if (algorithm == ConvAlgorithm::kGeneric)
+  if (algorithm == ConvAlgorithm::kGeneric) {
     backward_weight_direct<T>(exec, s, dy, x, partial, dw);
-  else if constexpr (sizeof(T) == sizeof(float))
-    backward_weight_gemm(exec, s, algorithm, dy, x, partial, dw);
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    if (algorithm == ConvAlgorithm::kDepthwise)
+      backward_weight_depthwise(exec, s, dy, x, partial, dw);
+    else
+      backward_weight_gemm(exec, s, algorithm, dy, x, partial, dw);
+  }
   if (db) column_sum_in<T>(exec, s.n * s.out_pixels(), s.out_c, dy, partial, db);
 }
 
