@@ -144,6 +144,7 @@ def test_is_exact_on_integers(name, dtype):
         np.testing.assert_array_equal(got, exact)
 
 
+@pytest.mark.cpu("its algorithms by name; a GPU's are in test_conv_cuda.py")
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("no ")])
 def test_algorithm_of_a_shape(name):
     assert algorithm_of(CASES[name]) == name.split()[0].strip(",")

@@ -28,7 +28,10 @@ void force_conv_algorithm(const std::string& name) {
 // Whether convolutions keep to the algorithms with the error of a plain sum.
 void set_exact_algorithms(bool value) { exact = value; }
 bool exact_algorithms() { return exact; }
+
+// Whether CUDA's products of float32 numbers may be rounded to TF32.
 void set_tf32(bool value) { tf32 = value; }
+bool tf32_allowed() { return tf32; }
 
 // ---- arguments ----
 
@@ -341,7 +344,7 @@ void bind_conv(py::module_& m) {
   m.def("set_exact_algorithms", &set_exact_algorithms, py::arg("value"));
   m.def("exact_algorithms", &exact_algorithms);
   m.def("set_tf32", &set_tf32, py::arg("value"));
-  m.def("tf32", &use_tf32);
+  m.def("tf32_allowed", &tf32_allowed);
   const auto relu = py::arg("relu") = false;
   const auto mask = py::arg("mask") = py::none();
   const auto x = py::arg("x"), dy = py::arg("dy"), w = py::arg("w"), b = py::arg("b");
