@@ -28,6 +28,7 @@ enum class ConvAlgorithm {
   kDepthwise,
   kWinograd,
   kProduct,
+  kFold,
   kMma,
   kFma
 };

@@ -9,7 +9,7 @@ namespace {
 // ---- the algorithm ----
 
 constexpr const char* kAlgorithms[] = {"auto",     "generic", "tile", "slide", "depthwise",
-                                       "winograd", "product", "mma",  "fma"};
+                                       "winograd", "product", "fold", "mma",   "fma"};
 std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};  // for tests and measurements
 std::atomic<bool> exact{false}, tf32{false};
 
@@ -19,10 +19,11 @@ void force_conv_algorithm(const std::string& name) {
     forced = static_cast<ConvAlgorithm>(i);
     return;
   }
-  value_error("force_conv_algorithm",
-              "The name must be auto, generic, tile, slide, depthwise, winograd, product, mma or "
-              "fma. Got '" +
-                  name + "'.");
+  value_error(
+      "force_conv_algorithm",
+      "The name must be auto, generic, tile, slide, depthwise, winograd, product, fold, mma "
+      "or fma. Got '" +
+          name + "'.");
 }
 
 // Whether convolutions keep to the algorithms with the error of a plain sum.
