@@ -11,11 +11,6 @@
 namespace convgrad::cuda {
 namespace {
 
-// Of a group, for tensor cores to be worth it.
-constexpr int64_t kLeastGroupChannels = 16;
-// Terms that kFma sums in one run.
-constexpr int64_t kMostFmaTerms = 4096;
-
 // ---- what is computed: passes, and how ----
 
 // Forward, or all phases of backward_input.

@@ -2,8 +2,13 @@
 //
 // The sum over n and output pixels is cut into chunks by the shape alone; each chunk writes its own
 // dw into the workspace, and a second kernel adds the chunks in order.
+//
+//   here                   any shape and type, one thread per chunk and weight
+//   conv_weight_gemm.cuh   as a matrix product, by mma_tile.cuh's main loop
+//   conv_depthwise.cuh
 #include "cuda/kernels/column_sum.cuh"
 #include "cuda/kernels/conv_depthwise.cuh"
+#include "cuda/kernels/conv_direct.cuh"
 #include "cuda/kernels/conv_weight_gemm.cuh"
 
 namespace convgrad::cuda {
@@ -27,25 +32,18 @@ ChunkPlan plan_direct(const ConvShape& s) {
   return {chunks, ceil_div(pixels, chunks)};
 }
 
-// The sum of dy[p][k] * x[p's window at t][c] over pixels [begin, end), in blocks of terms.
+// The sum of dy[p][k] * x[p's window at tap][c] over pixels [begin, end), in blocks of terms.
 template <class T>
-__device__ Acc<T> weight_sum(const ConvShape& s, const int64_t t[3], int64_t k, int64_t c,
-                             int64_t begin, int64_t end, const T* dy, const T* x) {
+__device__ Acc<T> weight_sum(const ConvShape& s, int64_t tap, int64_t k, int64_t c, int64_t begin,
+                             int64_t end, const T* dy, const T* x) {
   Acc<T> total = 0;
   for (int64_t p0 = begin; p0 < end; p0 += kTermBlock) {
     const int64_t stop = p0 + kTermBlock < end ? p0 + kTermBlock : end;
     Acc<T> sum = 0;
     for (int64_t p = p0; p < stop; ++p) {
-      const int64_t n = p / s.out_pixels(), o = p % s.out_pixels();
-      const int64_t at[3] = {o / (s.out[1] * s.out[2]), o / s.out[2] % s.out[1], o % s.out[2]};
-      int64_t pixel = n;
-      bool inside = true;
-      for (int i = 0; i < 3; ++i) {
-        const int64_t in = at[i] * s.stride[i] - s.pad[i] + t[i] * s.dil[i];
-        inside = inside && in >= 0 && in < s.in[i];
-        pixel = pixel * s.in[i] + in;
-      }
-      if (inside) sum += Acc<T>(dy[p * s.out_c + k]) * Acc<T>(x[pixel * s.in_c + c]);
+      const int64_t n = p / s.out_pixels(), pixel = tap_pixel(s, p % s.out_pixels(), tap);
+      if (pixel >= 0)
+        sum += Acc<T>(dy[p * s.out_c + k]) * Acc<T>(x[(n * s.in_pixels() + pixel) * s.in_c + c]);
     }
     total += sum;
   }
@@ -61,18 +59,14 @@ void backward_weight_direct(const Exec& exec, const ConvShape& s, const T* dy, c
     const int64_t chunk = i / size, c = i % s.group_in_c();
     const int64_t tap = i % size / s.group_in_c() % s.taps();
     const int64_t k = i % size / (s.group_in_c() * s.taps());
-    const int64_t t[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1], tap % s.ker[2]};
     const int64_t begin = chunk * plan.pixels_per_chunk, end = begin + plan.pixels_per_chunk;
-    partial[i] = weight_sum<T>(s, t, k, k / s.group_out_c() * s.group_in_c() + c, begin,
+    partial[i] = weight_sum<T>(s, tap, k, k / s.group_out_c() * s.group_in_c() + c, begin,
                                end < pixels ? end : pixels, dy, x);
   });
   sum_chunks<T>(exec, plan.chunks, size, size, partial, dw);
 }
 
 // ---- as a matrix product ----
-
-// Terms that kFma sums in one run.
-constexpr int64_t kMostFmaTerms = 4096;
 
 struct GemmPlan {
   int64_t tile_m, tile_n;
@@ -214,9 +208,6 @@ void backward_weight_depthwise(const Exec& exec, const ConvShape& s, const float
 }
 
 // ---- the ops ----
-
-// Of a group, for tensor cores to be worth it.
-constexpr int64_t kLeastGroupChannels = 16;
 
 template <class T>
 ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {

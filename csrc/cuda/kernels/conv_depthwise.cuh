@@ -113,7 +113,7 @@ DepthwiseSums plan_depthwise_sums(const ConvShape& s) {
   const int64_t most = ceil_div(pixels, plan.rows * 16);
   const int64_t least = ceil_div(pixels, plan.rows * kTermBlock);
   const int64_t chunks = max_of(1, max_of(least, min_of(most, ceil_div(4 * kWave, blocks))));
-  plan.pixels_per_chunk = int(ceil_div(pixels, chunks));
+  plan.pixels_per_chunk = int(ceil_div(pixels, min_of(chunks, 65535)));  // blocks along y
   plan.chunks = int(ceil_div(pixels, plan.pixels_per_chunk));
   return plan;
 }

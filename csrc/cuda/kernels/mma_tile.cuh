@@ -35,6 +35,10 @@ enum class Math { kTf32x3, kTf32, kFma };
 enum class Major { kK, kRows };
 
 constexpr int kTileK = 32;  // floats: 128 bytes, every bank once
+// Terms that kFma, which has one accumulator per element, may sum in one run.
+constexpr int64_t kMostFmaTerms = 4096;
+// Channels of a convolution's group for tiles to be worth it.
+constexpr int64_t kLeastGroupChannels = 16;
 
 template <int M, int N, int WarpM, int WarpN, int Stages, int Blocks>
 struct Tile {
