@@ -54,6 +54,7 @@ struct GemmShape {
   int64_t m, n, k;
   bool trans_a, trans_b;
   int64_t batch = 1, stride_a = 0, stride_b = 0;  // in elements; c is dense
+  bool tf32 = false;                              // see ConvShape
 };
 
 // Up to kMaxRank axes with strides in elements, of any sign or zero.

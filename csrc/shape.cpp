@@ -113,6 +113,7 @@ ConvShape make_conv_shape(const char* op, const int64_t* x, const int64_t* w, in
   ConvShape s{};
   s.algorithm = a.algorithm;
   s.exact = a.exact;
+  s.tf32 = a.tf32;
   s.n = x[0];
   s.groups = a.groups;
   s.in_c = x[1];
@@ -151,6 +152,7 @@ ConvShape make_conv_transpose_shape(const char* op, const int64_t* x, const int6
   ConvShape s{};
   s.algorithm = a.algorithm;
   s.exact = a.exact;
+  s.tf32 = a.tf32;
   s.n = x[0];
   s.groups = a.groups;
   const int64_t out_channels[] = {w[1], a.groups};

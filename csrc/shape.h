@@ -19,7 +19,19 @@ static_assert(out_size(2, 3, 1, 0, 0, 1) == 0);
 
 // How a convolution is computed: kAuto leaves it to the backend, which knows the shape. The others
 // are for tests and measurements; where one does not support the shape, it is as good as kAuto.
-enum class ConvAlgorithm { kAuto, kGeneric, kTile, kSlide, kDepthwise, kWinograd, kProduct, kFold };
+// kMma and kFma, matrix products by tensor cores and by multiply-adds, are CUDA's.
+enum class ConvAlgorithm {
+  kAuto,
+  kGeneric,
+  kTile,
+  kSlide,
+  kDepthwise,
+  kWinograd,
+  kProduct,
+  kFold,
+  kMma,
+  kFma
+};
 
 // x (n, in, in_c) -> y (n, out, out_c), w (out_c, ker, in_c / groups): all channels-last.
 // A transposed convolution is the same shape read backwards: its input is `out`, its output `in`.
@@ -28,6 +40,7 @@ struct ConvShape {
   int64_t in[3], ker[3], out[3], stride[3], pad[3], dil[3];  // pad: the low side
   ConvAlgorithm algorithm;
   bool exact;  // only algorithms with the error of a plain sum: no kWinograd
+  bool tf32;   // CUDA: products of float32 numbers may be rounded to TF32; not if exact
 
   constexpr int64_t taps() const { return ker[0] * ker[1] * ker[2]; }
   constexpr int64_t in_pixels() const { return in[0] * in[1] * in[2]; }
@@ -69,7 +82,7 @@ struct ConvArgs {
   bool same;  // padding='same': pad_lo and pad_hi follow from the kernel; stride must be 1
   int64_t groups;
   ConvAlgorithm algorithm;
-  bool exact;
+  bool exact, tf32;
 };
 
 // Each checks everything, sizes beyond 64 bits too, and throws std::invalid_argument "[op] rule.

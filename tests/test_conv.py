@@ -172,6 +172,7 @@ def test_every_number_of_output_channels(k, algorithm):
     np.testing.assert_array_equal(got, np.where(mask > 0, dx, 0))
 
 
+@pytest.mark.cpu("its algorithms by name; a GPU's are in test_conv_cuda.py")
 @pytest.mark.parametrize("algorithm, case, used, used_backward", [
     ("auto", "narrow", "slide", "slide"),
     ("auto", "strided", "tile", "tile"),

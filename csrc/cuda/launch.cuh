@@ -21,6 +21,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "integers.h"
 #include "ops.h"
 
 namespace convgrad::cuda {
@@ -57,9 +58,6 @@ void launch(const Exec& exec, void (*kernel)(P...), dim3 grid, dim3 block, size_
   check(cudaGetLastError(), exec.op);
 }
 #endif  // the simulator's own are in sim/device.h
-
-// ceil(a / b), for a >= 0.
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // This thread's number in the grid, and how many there are, along x.
 __device__ inline int64_t thread_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }

@@ -12,8 +12,8 @@ __device__ inline unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// Begins to copy kBytes (4, 8 or 16) from global to shared memory, or zeros unless `valid`. Both
-// addresses are multiples of kBytes. `global` may be any valid pointer where not `valid`.
+// Begins to copy kBytes (4, 8 or 16) from global to shared memory, or zeros unless `valid`: then
+// nothing is read from `global`. Both addresses are multiples of kBytes.
 template <int kBytes>
 __device__ inline void copy_async(void* shared, const void* global, bool valid) {
   const int bytes = valid ? kBytes : 0;

@@ -130,6 +130,10 @@ void with_word_type(const char* op, DType dtype, Fn&& fn) {
   }
 }
 
+// Whether CUDA's products of float32 numbers may be rounded to TF32; what set_tf32 was told, unless
+// set_exact_algorithms forbids it.
+bool use_tf32();
+
 // ---- the backend's ----
 // Memory for `a`, which is described already: its object and data. Called by empty().
 void allocate(Array& a, int64_t bytes);

@@ -8,10 +8,10 @@ namespace {
 
 // ---- the algorithm ----
 
-constexpr const char* kAlgorithms[] = {"auto",      "generic",  "tile",    "slide",
-                                       "depthwise", "winograd", "product", "fold"};
+constexpr const char* kAlgorithms[] = {"auto",     "generic", "tile", "slide", "depthwise",
+                                       "winograd", "product", "fold", "mma",   "fma"};
 std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};  // for tests and measurements
-std::atomic<bool> exact{false};
+std::atomic<bool> exact{false}, tf32{false};
 
 void force_conv_algorithm(const std::string& name) {
   for (int i = 0; i < static_cast<int>(std::size(kAlgorithms)); ++i) {
@@ -19,15 +19,20 @@ void force_conv_algorithm(const std::string& name) {
     forced = static_cast<ConvAlgorithm>(i);
     return;
   }
-  value_error("force_conv_algorithm",
-              "The name must be auto, generic, tile, slide, depthwise, winograd, product or fold. "
-              "Got '" +
-                  name + "'.");
+  value_error(
+      "force_conv_algorithm",
+      "The name must be auto, generic, tile, slide, depthwise, winograd, product, fold, mma "
+      "or fma. Got '" +
+          name + "'.");
 }
 
 // Whether convolutions keep to the algorithms with the error of a plain sum.
 void set_exact_algorithms(bool value) { exact = value; }
 bool exact_algorithms() { return exact; }
+
+// Whether CUDA's products of float32 numbers may be rounded to TF32.
+void set_tf32(bool value) { tf32 = value; }
+bool tf32_allowed() { return tf32; }
 
 // ---- arguments ----
 
@@ -72,6 +77,7 @@ ConvArgs conv_args(const char* op, int spatial, py::handle stride, py::handle pa
   a.groups = groups;
   a.algorithm = forced;
   a.exact = exact;
+  a.tf32 = tf32;
   int_tuple(op, "stride", stride, spatial, a.stride);
   int_tuple(op, "dilation", dilation, spatial, a.dilation);
   parse_padding(op, padding, a);
@@ -331,11 +337,15 @@ const char* conv_algorithm(const py::tuple& x_shape, const py::tuple& w_shape, p
 
 }  // namespace
 
+bool use_tf32() { return tf32 && !exact; }
+
 void bind_conv(py::module_& m) {
   m.def("force_conv_algorithm", &force_conv_algorithm);
   m.def("conv_algorithm", &conv_algorithm);
   m.def("set_exact_algorithms", &set_exact_algorithms, py::arg("value"));
   m.def("exact_algorithms", &exact_algorithms);
+  m.def("set_tf32", &set_tf32, py::arg("value"));
+  m.def("tf32_allowed", &tf32_allowed);
   const auto relu = py::arg("relu") = false;
   const auto mask = py::arg("mask") = py::none();
   const auto x = py::arg("x"), dy = py::arg("dy"), w = py::arg("w"), b = py::arg("b");

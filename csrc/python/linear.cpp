@@ -14,8 +14,9 @@ Matrix as_rows(const Array& a) {
   return {rows, cols};
 }
 
-void gemm(const GemmShape& s, const Array& a, const Array& b, const Array& bias, const Array& c,
+void gemm(GemmShape s, const Array& a, const Array& b, const Array& bias, const Array& c,
           bool relu = false, const Array& mask = {}) {
+  s.tf32 = use_tf32();
   with_float_type("gemm", a.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().gemm_workspace(s, threads); },
@@ -177,6 +178,7 @@ void batched_gemm(const MatMulShape& s, GemmShape g, const BatchOperand& a, cons
   for (int i = first; i < s.rank; ++i) g.batch *= s.batch[i];
   g.stride_a = a.whole(s, first) ? a.matrix : 0;
   g.stride_b = b.whole(s, first) ? b.matrix : 0;
+  g.tf32 = use_tf32();
   const int64_t total = s.batch_size();
   with_float_type("matmul", x.dtype, [&](auto t) {
     using T = decltype(t);

@@ -8,9 +8,11 @@ from convgrad.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_en
 from convgrad.backend import (
     device,
     get_default_device,
+    get_float32_precision,
     is_exact,
     set_default_device,
     set_exact,
+    set_float32_precision,
 )
 from convgrad.creation import *
 from convgrad.functional.activation import prelu, relu, selu, sigmoid, tanh

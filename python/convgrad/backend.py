@@ -19,6 +19,7 @@ __all__ = [
     "device",
     "for_new",
     "get_default_device",
+    "get_float32_precision",
     "host",
     "is_array",
     "is_exact",
@@ -26,6 +27,7 @@ __all__ = [
     "of",
     "set_default_device",
     "set_exact",
+    "set_float32_precision",
     "typed",
 ]
 
@@ -183,6 +185,28 @@ def is_exact() -> bool:
     return bool(CPU.lib.exact_algorithms())
 
 
+def set_float32_precision(precision: str) -> None:
+    """What a GPU makes of the float32 operands of convolutions and matrix products.
+
+    'highest', at first: results as accurate as a plain float32 sum's, by tensor cores in three
+    products each. 'tf32': operands are rounded to 11 significant bits and multiplied once, which
+    tensor cores do some three times faster; sums are float32. ``set_exact(True)`` overrules it. For
+    the whole process, from the next call on. No effect on the CPU, nor on float64.
+    ValueError for any other word.
+    """
+    if precision not in ("highest", "tf32"):
+        raise ValueError(
+            f"[set_float32_precision] precision must be 'highest' or 'tf32'. Got {precision!r}."
+        )
+    for lib in set(_LIB_BY_TYPE.values()):
+        lib.set_tf32(precision == "tf32")
+
+
+def get_float32_precision() -> str:
+    """What :func:`set_float32_precision` was last told."""
+    return "tf32" if CPU.lib.tf32_allowed() else "highest"
+
+
 # ---- devices ----
 
 
@@ -211,6 +235,7 @@ def _load_cuda() -> list[CudaBackend]:
         raise RuntimeError("no NVIDIA GPU")
     lib.use_library(xp)
     lib.set_exact_algorithms(is_exact())
+    lib.set_tf32(get_float32_precision() == "tf32")
     _cuda_arrays = (xp.ndarray,)
     _arrays = (np.ndarray, xp.ndarray)
     _LIB_BY_TYPE[xp.ndarray] = lib

@@ -45,6 +45,8 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
       break;
     case ConvAlgorithm::kFold:
     case ConvAlgorithm::kProduct:
+    case ConvAlgorithm::kMma:
+    case ConvAlgorithm::kFma:
     case ConvAlgorithm::kAuto:
       break;
   }

@@ -407,6 +407,8 @@ ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
       break;
     case ConvAlgorithm::kFold:
     case ConvAlgorithm::kGeneric:
+    case ConvAlgorithm::kMma:
+    case ConvAlgorithm::kFma:
     case ConvAlgorithm::kAuto:
       break;
   }

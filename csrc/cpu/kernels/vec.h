@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #endif
 
+#include "integers.h"
+
 namespace convgrad::cpu {
 namespace {
 
@@ -102,10 +104,6 @@ inline Vec<double> load_first(const double* p, int64_t n) {
   return _mm256_maskload_pd(p, first_mask(8 * n));
 }
 #endif
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 }  // namespace
 }  // namespace convgrad::cpu

@@ -2,7 +2,14 @@
 //
 // The sum over n and output pixels is cut into chunks by the shape alone; each chunk writes its own
 // dw into the workspace, and a second kernel adds the chunks in order.
+//
+//   here                   any shape and type, one thread per chunk and weight
+//   conv_weight_gemm.cuh   as a matrix product, by mma_tile.cuh's main loop
+//   conv_depthwise.cuh
 #include "cuda/kernels/column_sum.cuh"
+#include "cuda/kernels/conv_depthwise.cuh"
+#include "cuda/kernels/conv_direct.cuh"
+#include "cuda/kernels/conv_weight_gemm.cuh"
 
 namespace convgrad::cuda {
 namespace {
@@ -25,25 +32,18 @@ ChunkPlan plan_direct(const ConvShape& s) {
   return {chunks, ceil_div(pixels, chunks)};
 }
 
-// The sum of dy[p][k] * x[p's window at t][c] over pixels [begin, end), in blocks of terms.
+// The sum of dy[p][k] * x[p's window at tap][c] over pixels [begin, end), in blocks of terms.
 template <class T>
-__device__ Acc<T> weight_sum(const ConvShape& s, const int64_t t[3], int64_t k, int64_t c,
-                             int64_t begin, int64_t end, const T* dy, const T* x) {
+__device__ Acc<T> weight_sum(const ConvShape& s, int64_t tap, int64_t k, int64_t c, int64_t begin,
+                             int64_t end, const T* dy, const T* x) {
   Acc<T> total = 0;
   for (int64_t p0 = begin; p0 < end; p0 += kTermBlock) {
     const int64_t stop = p0 + kTermBlock < end ? p0 + kTermBlock : end;
     Acc<T> sum = 0;
     for (int64_t p = p0; p < stop; ++p) {
-      const int64_t n = p / s.out_pixels(), o = p % s.out_pixels();
-      const int64_t at[3] = {o / (s.out[1] * s.out[2]), o / s.out[2] % s.out[1], o % s.out[2]};
-      int64_t pixel = n;
-      bool inside = true;
-      for (int i = 0; i < 3; ++i) {
-        const int64_t in = at[i] * s.stride[i] - s.pad[i] + t[i] * s.dil[i];
-        inside = inside && in >= 0 && in < s.in[i];
-        pixel = pixel * s.in[i] + in;
-      }
-      if (inside) sum += Acc<T>(dy[p * s.out_c + k]) * Acc<T>(x[pixel * s.in_c + c]);
+      const int64_t n = p / s.out_pixels(), pixel = tap_pixel(s, p % s.out_pixels(), tap);
+      if (pixel >= 0)
+        sum += Acc<T>(dy[p * s.out_c + k]) * Acc<T>(x[(n * s.in_pixels() + pixel) * s.in_c + c]);
     }
     total += sum;
   }
@@ -59,36 +59,209 @@ void backward_weight_direct(const Exec& exec, const ConvShape& s, const T* dy, c
     const int64_t chunk = i / size, c = i % s.group_in_c();
     const int64_t tap = i % size / s.group_in_c() % s.taps();
     const int64_t k = i % size / (s.group_in_c() * s.taps());
-    const int64_t t[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1], tap % s.ker[2]};
     const int64_t begin = chunk * plan.pixels_per_chunk, end = begin + plan.pixels_per_chunk;
-    partial[i] = weight_sum<T>(s, t, k, k / s.group_out_c() * s.group_in_c() + c, begin,
+    partial[i] = weight_sum<T>(s, tap, k, k / s.group_out_c() * s.group_in_c() + c, begin,
                                end < pixels ? end : pixels, dy, x);
   });
   sum_chunks<T>(exec, plan.chunks, size, size, partial, dw);
 }
 
+// ---- as a matrix product ----
+
+struct GemmPlan {
+  int64_t tile_m, tile_n;
+  SlicePlan cut;
+};
+GemmPlan plan_gemm(const ConvShape& s) {
+  const int64_t rows = s.group_out_c(), columns = s.taps() * s.group_in_c();
+  const bool large = rows > 64 && columns > 64;
+  GemmPlan plan{large ? 128 : 64, large ? 128 : columns <= 32 ? 32 : 64, {}};
+  const int64_t blocks = ceil_div(rows, plan.tile_m) * ceil_div(columns, plan.tile_n) * s.groups;
+  const int64_t k_tiles = ceil_div(s.n * s.out_pixels(), kTileK);
+  plan.cut = plan_slices(blocks, k_tiles, s.w_size());
+  return plan;
+}
+
+// Whether all pixels, windows beyond the edges included, can be counted in 32 bits.
+bool fits_gemm(const ConvShape& s) {
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  int64_t in = 1, out = 1, reach = 1;
+  for (int i = 0; i < 3; ++i) {
+    if (s.in[i] >= kLimit || s.out[i] >= kLimit || s.pad[i] >= kLimit) return false;
+    const int64_t last = (s.out[i] - 1) * s.stride[i] + (s.ker[i] - 1) * s.dil[i];
+    in *= s.in[i];
+    out *= s.out[i];
+    reach *= max_of(last, s.in[i]) + s.pad[i] + 1;
+    if (in >= kLimit || out >= kLimit || reach >= kLimit) return false;
+  }
+  // Slices and groups are grid.y and grid.z.
+  return s.n * reach < kLimit && s.n * out < kLimit && s.taps() * s.group_in_c() < kLimit &&
+         max_of(s.in_c, s.out_c) < kLimit && s.groups < 65536;
+}
+
+template <class Tile, Math kMath, int kChunk>
+void run_tiles(const Exec& exec, const ConvShape& s, const SlicePlan& cut, const float* dy,
+               const float* x, float* dw) {
+  WeightGemm<Tile, kMath, kChunk> gemm{};
+  gemm.dy = dy;
+  gemm.x = x;
+  gemm.dw = dw;
+  gemm.groups = int(s.groups);
+  gemm.rows = int(s.group_out_c());
+  gemm.columns = int(s.taps() * s.group_in_c());
+  gemm.channels = int(s.group_in_c());
+  gemm.images = int(s.n);
+  gemm.pixels = int(s.n * s.out_pixels());
+  gemm.dy_pitch = int(s.out_c);
+  gemm.x_pitch = int(s.in_c);
+  gemm.tiles_n = int(ceil_div(gemm.columns, Tile::kN));
+  gemm.slices = int(cut.slices);
+  gemm.tiles_per_slice = int(cut.tiles_per_slice);
+  int64_t step = WeightGemm<Tile, kMath, kChunk>::Map::kStep;
+  for (int i = 2; i >= 0; --i) {
+    gemm.in[i] = int(s.in[i]);
+    gemm.out[i] = int(s.out[i]);
+    gemm.ker[i] = int(s.ker[i]);
+    gemm.stride[i] = int(s.stride[i]);
+    gemm.dil[i] = int(s.dil[i]);
+    gemm.pad[i] = int(s.pad[i]);
+    gemm.step[i + 1] = int(step % s.out[i]);
+    step /= s.out[i];
+  }
+  gemm.step[0] = int(step);
+  const int64_t tiles_m = ceil_div(gemm.rows, Tile::kM);
+  launch_gemm(
+      exec, dim3(unsigned(tiles_m * gemm.tiles_n), unsigned(cut.slices), unsigned(s.groups)), gemm);
+}
+
+template <Math kMath>
+void run_math(const Exec& exec, const ConvShape& s, const GemmPlan& plan, const float* dy,
+              const float* x, float* dw) {
+  const bool aligned =
+      s.group_in_c() % 4 == 0 && s.group_out_c() % 4 == 0 && is_aligned(dy) && is_aligned(x);
+  if (plan.tile_n == 32)
+    return aligned ? run_tiles<Tile<64, 32, 32, 16, 4, 2>, kMath, 4>(exec, s, plan.cut, dy, x, dw)
+                   : run_tiles<Tile<64, 32, 32, 16, 4, 2>, kMath, 1>(exec, s, plan.cut, dy, x, dw);
+  if (plan.tile_n == 128 && aligned)
+    return run_tiles<Tile<128, 128, 64, 32, 3, kMath == Math::kFma ? 1 : 2>, kMath, 4>(
+        exec, s, plan.cut, dy, x, dw);
+  aligned ? run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, 4>(exec, s, plan.cut, dy, x, dw)
+          : run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, 1>(exec, s, plan.cut, dy, x, dw);
+}
+
+// `partial`: room for all slices, if there are several.
+void backward_weight_gemm(const Exec& exec, const ConvShape& s, ConvAlgorithm algorithm,
+                          const float* dy, const float* x, float* partial, float* dw) {
+  const GemmPlan plan = plan_gemm(s);
+  float* to = plan.cut.slices > 1 ? partial : dw;
+  if (algorithm == ConvAlgorithm::kFma)
+    run_math<Math::kFma>(exec, s, plan, dy, x, to);
+  else if (s.tf32 && !s.exact)
+    run_math<Math::kTf32>(exec, s, plan, dy, x, to);
+  else
+    run_math<Math::kTf32x3>(exec, s, plan, dy, x, to);
+  if (plan.cut.slices > 1)
+    sum_chunks<float>(exec, plan.cut.slices, s.w_size(), s.w_size(), partial, dw);
+}
+
+// ---- depthwise ----
+
+// Packs of four where the number of channels allows, whatever the addresses: they change no bit.
+bool is_depthwise(const ConvShape& s) {
+  return s.groups > 1 && s.group_in_c() == 1 && s.group_out_c() == 1;
+}
+DepthwiseSums plan_depthwise(const ConvShape& s) {
+  return s.in_c % 4 == 0 ? plan_depthwise_sums<4>(s) : plan_depthwise_sums<1>(s);
+}
+
+void backward_weight_depthwise(const Exec& exec, const ConvShape& s, const float* dy,
+                               const float* x, float* partial, float* dw) {
+  const DepthwiseSums plan = plan_depthwise(s);
+  DepthwiseWeights args{dy,
+                        x,
+                        plan.chunks > 1 ? partial : dw,
+                        int(s.in_c),
+                        int(s.taps()),
+                        int(s.n * s.out_pixels()),
+                        is_aligned(dy) && is_aligned(x),
+                        plan,
+                        {},
+                        {},
+                        {},
+                        {},
+                        {},
+                        {}};
+  for (int i = 0; i < 3; ++i) {
+    args.in[i] = int(s.in[i]);
+    args.out[i] = int(s.out[i]);
+    args.ker[i] = int(s.ker[i]);
+    args.stride[i] = int(s.stride[i]);
+    args.dil[i] = int(s.dil[i]);
+    args.pad[i] = int(s.pad[i]);
+  }
+  const bool packed = s.in_c % 4 == 0;
+  launch(exec, packed ? depthwise_weight_kernel<4> : depthwise_weight_kernel<1>,
+         dim3(unsigned(plan.pack_blocks), unsigned(plan.chunks), unsigned(plan.tap_blocks)),
+         dim3(kDepthwiseThreads), packed ? sizeof(DepthwiseShared<4>) : sizeof(DepthwiseShared<1>),
+         args);
+  if (plan.chunks > 1) sum_chunks<float>(exec, plan.chunks, s.w_size(), s.w_size(), partial, dw);
+}
+
 // ---- the ops ----
 
-ConvAlgorithm conv_backward_weight_algorithm(const ConvShape&) { return ConvAlgorithm::kGeneric; }
+template <class T>
+ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
+  const bool empty = s.y_size() == 0 || s.w_size() == 0 || s.x_size() == 0;
+  if (sizeof(T) != sizeof(float) || empty || s.algorithm == ConvAlgorithm::kGeneric ||
+      !fits_gemm(s))
+    return ConvAlgorithm::kGeneric;
+  if (s.algorithm == ConvAlgorithm::kMma) return s.algorithm;
+  const bool short_sums = plan_gemm(s).cut.tiles_per_slice * kTileK <= kMostFmaTerms;
+  if (s.algorithm == ConvAlgorithm::kFma && short_sums) return s.algorithm;
+  if (is_depthwise(s)) return ConvAlgorithm::kDepthwise;
+  const bool thin = min_of(s.group_in_c(), s.group_out_c()) < kLeastGroupChannels;
+  return s.groups > 1 && thin ? ConvAlgorithm::kGeneric : ConvAlgorithm::kMma;
+}
+
+// Results of their own that the parts of the sum write into the workspace.
+template <class T>
+int64_t parts(const ConvShape& s) {
+  switch (conv_backward_weight_algorithm<T>(s)) {
+    case ConvAlgorithm::kGeneric:
+      return plan_direct<T>(s).chunks;
+    case ConvAlgorithm::kDepthwise:
+      return plan_depthwise(s).chunks;
+    default:
+      return plan_gemm(s).cut.slices;
+  }
+}
 
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
   const int64_t bias = column_sum_workspace<T>(s.n * s.out_pixels(), s.out_c, threads);
-  return std::max(bias, plan_direct<T>(s).chunks * s.w_size() * int64_t(sizeof(Acc<T>)));
+  return std::max(bias, parts<T>(s) * s.w_size() * int64_t(sizeof(Acc<T>)));
 }
 
 // The two sums use the workspace one after the other.
 template <class T>
 void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, const T* x, T* dw,
                           T* db) {
+  const ConvAlgorithm algorithm = conv_backward_weight_algorithm<T>(s);
   Acc<T>* partial = static_cast<Acc<T>*>(exec.workspace);
-  backward_weight_direct<T>(exec, s, dy, x, partial, dw);
+  if (algorithm == ConvAlgorithm::kGeneric) {
+    backward_weight_direct<T>(exec, s, dy, x, partial, dw);
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    if (algorithm == ConvAlgorithm::kDepthwise)
+      backward_weight_depthwise(exec, s, dy, x, partial, dw);
+    else
+      backward_weight_gemm(exec, s, algorithm, dy, x, partial, dw);
+  }
   if (db) column_sum_in<T>(exec, s.n * s.out_pixels(), s.out_c, dy, partial, db);
 }
 
 template <class T>
 void add(Ops<T>& table) {
-  table.conv_backward_weight_algorithm = conv_backward_weight_algorithm;
+  table.conv_backward_weight_algorithm = conv_backward_weight_algorithm<T>;
   table.conv_backward_weight_workspace = conv_backward_weight_workspace<T>;
   table.conv_backward_weight = conv_backward_weight<T>;
 }

@@ -25,21 +25,18 @@ __device__ Acc<T> dot(const T* a, const T* b, int64_t b_step, int64_t n) {
   return total;
 }
 
-// fn(tap, pixel): for each tap, the pixel of the image that it reads at output position o, or -1.
-template <class F>
-__device__ void for_taps(const ConvShape& s, int64_t o, F fn) {
+// The pixel of the image that a tap reads at output position o, or -1 where that is outside.
+__device__ inline int64_t tap_pixel(const ConvShape& s, int64_t o, int64_t tap) {
   const int64_t at[3] = {o / (s.out[1] * s.out[2]), o / s.out[2] % s.out[1], o % s.out[2]};
-  for (int64_t tap = 0; tap < s.taps(); ++tap) {
-    const int64_t t[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1], tap % s.ker[2]};
-    int64_t pixel = 0;
-    bool inside = true;
-    for (int i = 0; i < 3; ++i) {
-      const int64_t in = at[i] * s.stride[i] - s.pad[i] + t[i] * s.dil[i];
-      inside = inside && in >= 0 && in < s.in[i];
-      pixel = pixel * s.in[i] + in;
-    }
-    fn(tap, inside ? pixel : -1);
+  const int64_t t[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1], tap % s.ker[2]};
+  int64_t pixel = 0;
+  bool inside = true;
+  for (int i = 0; i < 3; ++i) {
+    const int64_t in = at[i] * s.stride[i] - s.pad[i] + t[i] * s.dil[i];
+    inside = inside && in >= 0 && in < s.in[i];
+    pixel = pixel * s.in[i] + in;
   }
+  return inside ? pixel : -1;
 }
 
 // fn(tap, pixel): for each tap that reaches input pixel `i` from a whole multiple of the stride,
@@ -72,9 +69,10 @@ void forward_direct(const Exec& exec, const ConvShape& s, const T* x, const T* w
     const T* image = x + n * s.in_pixels() * s.in_c + group * c;
     const T* filter = w + k * s.taps() * c;
     Acc<T> sum = 0;
-    for_taps(s, o, [&](int64_t tap, int64_t pixel) {
+    for (int64_t tap = 0; tap < s.taps(); ++tap) {
+      const int64_t pixel = tap_pixel(s, o, tap);
       sum += dot<T>(pixel < 0 ? nullptr : image + pixel * s.in_c, filter + tap * c, 1, c);
-    });
+    }
     y[i] = T(finish(epilogue, sum, k, i));
   });
 }

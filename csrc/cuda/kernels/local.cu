@@ -16,9 +16,10 @@ void local_forward(const Exec& exec, const ConvShape& s, const T* x, const T* w,
     const T* image = x + n * s.in_pixels() * s.in_c;
     const T* filter = w + row * s.taps() * s.in_c;
     Acc<T> sum = 0;
-    for_taps(s, o, [&](int64_t tap, int64_t pixel) {
+    for (int64_t tap = 0; tap < s.taps(); ++tap) {
+      const int64_t pixel = tap_pixel(s, o, tap);
       sum += dot<T>(pixel < 0 ? nullptr : image + pixel * s.in_c, filter + tap * s.in_c, 1, s.in_c);
-    });
+    }
     y[i] = T(b ? sum + Acc<T>(b[row]) : sum);
   });
 }
@@ -61,16 +62,8 @@ void local_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, co
   for_each(exec, s.w_size() * outs, [=] __device__(int64_t i) {
     const int64_t c = i % s.in_c, tap = i / s.in_c % s.taps();
     const int64_t o = i / (s.in_c * s.taps()) % outs, k = i / (s.in_c * s.taps() * outs);
-    const int64_t at[3] = {o / (s.out[1] * s.out[2]), o / s.out[2] % s.out[1], o % s.out[2]};
-    const int64_t t[3] = {tap / (s.ker[1] * s.ker[2]), tap / s.ker[2] % s.ker[1], tap % s.ker[2]};
-    int64_t pixel = 0;
-    bool inside = true;
-    for (int axis = 0; axis < 3; ++axis) {
-      const int64_t in = at[axis] * s.stride[axis] - s.pad[axis] + t[axis] * s.dil[axis];
-      inside = inside && in >= 0 && in < s.in[axis];
-      pixel = pixel * s.in[axis] + in;
-    }
-    dw[i] = inside ? T(image_sum<T>(s, dy + o * s.out_c + k, x + pixel * s.in_c + c)) : T(0);
+    const int64_t pixel = tap_pixel(s, o, tap);
+    dw[i] = pixel >= 0 ? T(image_sum<T>(s, dy + o * s.out_c + k, x + pixel * s.in_c + c)) : T(0);
   });
   if (!db) return;
   for_each(exec, s.out_c * outs, [=] __device__(int64_t i) {

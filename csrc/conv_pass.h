@@ -4,10 +4,10 @@
 // r, r + stride, r + 2 stride, ... are reached by every (stride / gcd(stride, dilation))-th tap,
 // and among themselves they see dy as an ordinary stride-1 convolution with those taps flipped.
 #pragma once
+#include "integers.h"
 #include "shape.h"
-#include "vec.h"
 
-namespace convgrad::cpu {
+namespace convgrad {
 namespace {
 
 // One axis of a pass. Position p < count writes dst_first + p dst_step and reads, for tap t < taps,
@@ -156,4 +156,4 @@ inline Pass backward_pass(const ConvShape& s, int64_t phase) {
 }
 
 }  // namespace
-}  // namespace convgrad::cpu
+}  // namespace convgrad

@@ -1,0 +1,430 @@
+// Matrix products C (M, N) = A (M, K) B (N, K)' of float32 in tiles: the main loop under
+// convolution (conv_gemm.cuh), its weight gradient (conv_weight_gemm.cuh) and gemm
+// (linear_gemm.cuh), which differ only in how they fetch their operands and write their results.
+//
+// Tiles. A block of threads computes a Tile of kM x kN elements of C, each of its warps one of
+// kWarpM x kWarpN, from slices of 32 columns of A and B ("k-tiles") in shared memory.
+//
+// Pipeline. kStages slices of shared memory: while the warps multiply k-tile t, the asynchronous
+// copies of t + 1 ... t + kStages - 1 are under way. One barrier per k-tile: after it, everything
+// of t has arrived for every thread, and no thread still reads t - 1, whose slice is filled next.
+//
+// Slices in shared memory. Where an operand lies with its K axis contiguous (Major::kK), a slice is
+// rows of 32 floats, eight chunks of 16 bytes, chunk c of row r being stored as chunk c ^ (r % 8):
+// then both the copies (a row's eight chunks by eight lanes) and ldmatrix (a chunk of eight rows)
+// touch every bank once. Where its rows are contiguous (Major::kRows), a slice is 32 lines of rows,
+// element (k, r) of a line being stored at r ^ (8 (k % 4)): the four lines and eight rows of a
+// fragment lie in 32 banks.
+//
+// Lanes. ptx.cuh has the fragments of mma.m16n8k8. Its A and B fragments, 32-bit elements, are what
+// ldmatrix gives of 8 x 4 floats seen as 8 x 8 halves; slices with contiguous rows are read element
+// by element.
+//
+// Math. kTf32x3 is float32 arithmetic: x = big + small with big = tf32(x), small = tf32(x - big),
+// and a b = big big + big small + small big, but for some 2^-23 of it. The tensor cores round their
+// sums towards zero, so they add eight terms only; these sums are added in plain float32. kTf32 is
+// big big alone, summed by the tensor cores. kFma uses no tensor core: one thread 8 x 8 elements.
+#pragma once
+#include "cuda/kernels/finish.cuh"
+#include "cuda/ptx.cuh"
+
+namespace convgrad::cuda {
+namespace {
+
+enum class Math { kTf32x3, kTf32, kFma };
+enum class Major { kK, kRows };
+
+constexpr int kTileK = 32;  // floats: 128 bytes, every bank once
+// Terms that kFma, which has one accumulator per element, may sum in one run.
+constexpr int64_t kMostFmaTerms = 4096;
+// Channels of a convolution's group for tiles to be worth it.
+constexpr int64_t kLeastGroupChannels = 16;
+
+template <int M, int N, int WarpM, int WarpN, int Stages, int Blocks>
+struct Tile {
+  static constexpr int kM = M, kN = N, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
+  static constexpr int kBlocks = Blocks;  // that share a multiprocessor, by memory and registers
+  static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
+};
+
+// One operand's slice of `kRows` rows.
+template <Major kMajor, int kRows>
+struct alignas(128) Slice {
+  float v[kRows * kTileK];
+
+  static __device__ unsigned at(unsigned row, unsigned k) {
+    if constexpr (kMajor == Major::kK)
+      return row * kTileK + ((k / 4 ^ row % 8) * 4 + k % 4);
+    else
+      return k * kRows + (row ^ k % 4 * 8);
+  }
+};
+
+// The A fragment of rows [row, row + 16) and columns [k, k + 8).
+template <Major kMajor, int kRows>
+__device__ void load_fragment_a(const Slice<kMajor, kRows>& s, int row, int k, uint32_t (&a)[4]) {
+  const unsigned lane = threadIdx.x % kWarp;
+  if constexpr (kMajor == Major::kK) {
+    const unsigned matrix = lane / 8;
+    load_matrix_x4(a, &s.v[s.at(row + matrix % 2 * 8 + lane % 8, k + matrix / 2 * 4)]);
+  } else {
+    const unsigned group = lane / 4, member = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      a[i] = __float_as_uint(s.v[s.at(row + group + i % 2 * 8, k + member + i / 2 * 4)]);
+  }
+}
+// The B fragments of rows [row, row + 8) and [row + 8, row + 16) and columns [k, k + 8).
+template <Major kMajor, int kRows>
+__device__ void load_fragments_b(const Slice<kMajor, kRows>& s, int row, int k, uint32_t (&b)[4]) {
+  const unsigned lane = threadIdx.x % kWarp;
+  if constexpr (kMajor == Major::kK) {
+    const unsigned matrix = lane / 8;
+    load_matrix_x4(b, &s.v[s.at(row + matrix / 2 * 8 + lane % 8, k + matrix % 2 * 4)]);
+  } else {
+    const unsigned group = lane / 4, member = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      b[i] = __float_as_uint(s.v[s.at(row + i / 2 * 8 + group, k + member + i % 2 * 4)]);
+  }
+}
+
+// bits = big + small: big is rounded to TF32's 11 bits, of the 12 that are left the tensor cores
+// read
+// 11. Three instructions; cvt.rna alone is three. Infinity and what rounds to it give NaN: an
+// infinite big has no small, and NaN is NaN in one of the two.
+__device__ inline void split_tf32(uint32_t bits, uint32_t& big, uint32_t& small) {
+  big = (bits + 0x1000u) & 0xffffe000u;
+  small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(big));
+}
+
+// The part of C that a thread holds: multiply() adds the product of two slices, write() puts it
+// into the tile c (kM, kPitch).
+template <class Tile, Math kMath, Major kMajorA, Major kMajorB>
+struct Accumulators {
+  static constexpr int kTilesM = Tile::kWarpM / 16, kTilesN = Tile::kWarpN / 8;
+  static constexpr int kWarpsN = Tile::kN / Tile::kWarpN;
+  float v[kTilesM][kTilesN][4] = {};
+
+  static __device__ int first_row() { return int(threadIdx.x / kWarp / kWarpsN * Tile::kWarpM); }
+  static __device__ int first_column() { return int(threadIdx.x / kWarp % kWarpsN * Tile::kWarpN); }
+
+  __device__ void multiply(const Slice<kMajorA, Tile::kM>& a, const Slice<kMajorB, Tile::kN>& b) {
+#pragma unroll 1  // unrolled, it runs out of registers
+    for (int k = 0; k < kTileK; k += 8) multiply_step(a, b, k);
+  }
+
+  __device__ void multiply_step(const Slice<kMajorA, Tile::kM>& a,
+                                const Slice<kMajorB, Tile::kN>& b, int k) {
+    constexpr bool kExact = kMath == Math::kTf32x3;
+    uint32_t b_big[kTilesN][2], b_small[kTilesN][2];
+#pragma unroll
+    for (int j = 0; j < kTilesN; j += 2) {
+      uint32_t raw[4];
+      load_fragments_b(b, first_column() + j * 8, k, raw);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if constexpr (kExact)
+          split_tf32(raw[i], b_big[j + i / 2][i % 2], b_small[j + i / 2][i % 2]);
+        else
+          b_big[j + i / 2][i % 2] = to_tf32(__uint_as_float(raw[i]));
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+      uint32_t raw[4], a_big[4], a_small[4];
+      load_fragment_a(a, first_row() + i * 16, k, raw);
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        if constexpr (kExact)
+          split_tf32(raw[r], a_big[r], a_small[r]);
+        else
+          a_big[r] = to_tf32(__uint_as_float(raw[r]));
+      if constexpr (kExact) {
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) {
+          float sum[4] = {};
+          mma_tf32(sum, a_small, b_big[j]);
+          mma_tf32(sum, a_big, b_small[j]);
+          mma_tf32(sum, a_big, b_big[j]);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) v[i][j][r] += sum[r];
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) mma_tf32(v[i][j], a_big, b_big[j]);
+      }
+    }
+  }
+
+  template <int kPitch>
+  __device__ void write(float (*c)[kPitch]) const {
+    const int group = int(threadIdx.x % kWarp / 4), member = int(threadIdx.x % 4);
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          store_pack<2>(
+              &c[first_row() + i * 16 + half * 8 + group][first_column() + j * 8 + member * 2],
+              Pack<float, 2>{v[i][j][half * 2], v[i][j][half * 2 + 1]});
+  }
+};
+
+// By plain multiply-adds: a warp is 8 x 4 lanes. With kK lane (i, j) has the rows i, i + 8, ...,
+// resp. columns j, j + 4, ...; with kRows runs of four: every read touches 8 or 4 different chunks.
+template <class Tile, Major kMajorA, Major kMajorB>
+struct Accumulators<Tile, Math::kFma, kMajorA, kMajorB> {
+  static constexpr int kRows = Tile::kWarpM / 8, kColumns = Tile::kWarpN / 4;
+  static constexpr int kWarpsN = Tile::kN / Tile::kWarpN;
+  float v[kRows][kColumns] = {};
+
+  static __device__ int row(int i) {
+    const int lane = int(threadIdx.x % kWarp / 4);
+    const int first = int(threadIdx.x / kWarp / kWarpsN * Tile::kWarpM);
+    return first + (kMajorA == Major::kK ? lane + 8 * i : lane * 4 + i / 4 * 32 + i % 4);
+  }
+  static __device__ int column(int j) {
+    const int lane = int(threadIdx.x % 4);
+    const int first = int(threadIdx.x / kWarp % kWarpsN * Tile::kWarpN);
+    return first + (kMajorB == Major::kK ? lane + 4 * j : lane * 4 + j / 4 * 16 + j % 4);
+  }
+
+  __device__ void multiply(const Slice<kMajorA, Tile::kM>& a, const Slice<kMajorB, Tile::kN>& b) {
+    static_assert(kMajorA == kMajorB);
+    constexpr bool kAlongK = kMajorA == Major::kK;
+#pragma unroll 1
+    for (int k = 0; k < kTileK; k += kAlongK ? 4 : 1) {
+      // y[j]: four columns of one k, or four k of one column.
+      constexpr int kPacks = kAlongK ? kColumns : kColumns / 4;
+      Pack<float, 4> y[kPacks];
+#pragma unroll
+      for (int j = 0; j < kPacks; ++j)
+        y[j] = load_pack<4>(&b.v[b.at(column(kAlongK ? j : 4 * j), k)]);
+#pragma unroll
+      for (int i = 0; i < kRows; i += kAlongK ? 1 : 4) {
+        const Pack<float, 4> x = load_pack<4>(&a.v[a.at(row(i), k)]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j)
+            if constexpr (kAlongK)
+              v[i][j] += x[e] * y[j][e];
+            else
+              v[i + e][j] += x[e] * y[j / 4][j % 4];
+      }
+    }
+  }
+
+  template <int kPitch>
+  __device__ void write(float (*c)[kPitch]) const {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) c[row(i)][column(j)] = v[i][j];
+  }
+};
+
+// ---- fetching operands ----
+
+inline bool is_aligned(const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Which elements of a slice a thread copies: kCount chunks of kChunk elements (4: 16 bytes; 1: for
+// sizes or addresses that are no multiple of them). With kK they are one chunk of columns `line`
+// and rows `first`, first + kStep, ...; with kRows one chunk of rows `line` and columns first, ...
+template <Major kMajor, int kRows, int kThreads, int kChunk>
+struct CopyMap {
+  static constexpr int kLine = (kMajor == Major::kK ? kTileK : kRows) / kChunk;
+  static constexpr int kStep = kThreads / kLine;
+  static constexpr int kCount = kRows * kTileK / kChunk / kThreads;
+  static_assert(kThreads % kLine == 0 && kCount * kThreads * kChunk == kRows * kTileK);
+  static __device__ unsigned line() { return threadIdx.x % kLine * kChunk; }
+  static __device__ unsigned first() { return threadIdx.x / kLine; }
+  using SliceT = Slice<kMajor, kRows>;
+  static __device__ float* target(SliceT& s, int i) {
+    const unsigned other = first() + unsigned(i * kStep);
+    return &s.v[kMajor == Major::kK ? s.at(other, line()) : s.at(line(), other)];
+  }
+};
+
+// A matrix in memory: element (row, k) is data[row * pitch + k], or data[k * pitch + row] with
+// kRows. k counts from 0 at the first k-tile to be copied.
+template <Major kMajor, int kRows, int kThreads, int kChunk>
+struct DenseLoader {
+  using Map = CopyMap<kMajor, kRows, kThreads, kChunk>;
+  const float* at;   // the thread's first chunk
+  const int& pitch;  // a kernel parameter, so it takes no register
+  int rows, k;       // left, from the thread's first chunk on; of rows, resp. columns
+
+  __device__ DenseLoader(const float* data, const int& pitch, int64_t row, int64_t row_count,
+                         int64_t first_k, int64_t end_k)
+      : pitch(pitch) {
+    const int64_t own_row = row + (kMajor == Major::kK ? Map::first() : Map::line());
+    const int64_t own_k = first_k + (kMajor == Major::kK ? Map::line() : Map::first());
+    at = data + (kMajor == Major::kK ? own_row * pitch + own_k : own_k * pitch + own_row);
+    rows = int(row_count - own_row);
+    k = int(end_k - own_k);
+  }
+
+  // Begins to copy the next k-tile.
+  __device__ void load(Slice<kMajor, kRows>& s) {
+#pragma unroll(kMajor == Major::kK ? 4 : 1)  // for registers
+    for (int i = 0; i < Map::kCount; ++i) {
+      const int own_rows = kMajor == Major::kK ? rows - i * Map::kStep : rows;
+      const int own_k = kMajor == Major::kK ? k : k - i * Map::kStep;
+      const bool valid = (own_rows > 0) & (own_k > 0);
+      copy_async<4 * kChunk>(Map::target(s, i), at + int64_t{i * Map::kStep} * pitch, valid);
+    }
+    at += kMajor == Major::kK ? kTileK : int64_t{kTileK} * pitch;
+    k -= kTileK;
+  }
+};
+
+// Writes the first `count` elements, all at once where that is all of them and the address allows.
+__device__ inline void store_first(const Pack<float, 4>& v, int count, float* to) {
+  if (count >= 4 && reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0) return store_pack<4>(to, v);
+  for (int i = 0; i < 4 && i < count; ++i) to[i] = v[i];
+}
+
+// ---- slices of K, for products with few tiles: partial sums, added up in order ----
+
+constexpr int64_t kWave = 132 * 2;                   // blocks that fill a large card
+constexpr int64_t kLeastTiles = 8;                   // k-tiles of a slice
+constexpr int64_t kMostPartial = int64_t{16} << 20;  // elements of all slices' results
+
+struct SlicePlan {
+  int64_t slices, tiles_per_slice;
+};
+// Of `k_tiles` for a product of `blocks` tiles and `results` elements.
+inline SlicePlan plan_slices(int64_t blocks, int64_t k_tiles, int64_t results) {
+  int64_t slices = min_of(kWave / max_of(1, blocks), k_tiles / kLeastTiles);
+  slices = max_of(1, min_of(slices, kMostPartial / max_of(1, results)));
+  const int64_t per_slice = max_of(1, ceil_div(k_tiles, slices));
+  return {max_of(1, ceil_div(k_tiles, per_slice)), per_slice};
+}
+
+// out (rows, columns) = epilogue(the sum of partial (slices, rows, columns) over slices).
+inline void finish_slices(const Exec& exec, int64_t slices, int64_t rows, int64_t columns,
+                          const float* partial, const Epilogue<float>& epilogue, float* out) {
+  const int64_t size = rows * columns;
+  for_each(exec, size, [=] __device__(int64_t i) {
+    float sum = 0;
+    for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * size + i];
+    out[i] = finish(epilogue, sum, i % columns, i);
+  });
+}
+
+// ---- the kernel ----
+
+template <class P>
+struct GemmShared {
+  struct Stages {
+    Slice<P::kMajorA, P::Tile::kM> a[P::Tile::kStages];
+    Slice<P::kMajorB, P::Tile::kN> b[P::Tile::kStages];
+  };
+  // C's tile, on its way out. The pitch keeps rows of float2, and of float4, in different banks.
+  static constexpr int kPitch = P::Tile::kN + 8;
+  union {
+    Stages stages;
+    float c[P::Tile::kM][kPitch];
+  };
+  typename P::Table table;
+};
+
+// k-tiles [0, tiles) of a product, through the pipeline.
+template <class Sums, class LoaderA, class LoaderB, class S>
+__device__ void multiply_tiles(S& s, int tiles, LoaderA& a, LoaderB& b, Sums& sums) {
+  constexpr int kStages = int(sizeof(s.a) / sizeof(s.a[0]));
+#pragma unroll
+  for (int t = 0; t < kStages - 1; ++t) {
+    if (t < tiles) {
+      a.load(s.a[t]);
+      b.load(s.b[t]);
+    }
+    copy_async_commit();
+  }
+  for (int stage = 0; tiles > 0; --tiles) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();
+    const int next = stage == 0 ? kStages - 1 : stage - 1;  // stage + kStages - 1, modulo kStages
+    if (tiles >= kStages) {
+      a.load(s.a[next]);
+      b.load(s.b[next]);
+    }
+    copy_async_commit();
+    sums.multiply(s.a[stage], s.b[stage]);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+  copy_async_wait<0>();
+}
+
+// What a block works on. In shared memory, so that it takes no registers in the main loop.
+struct Block {
+  int pass, group, slice;    // of several
+  int row, column;           // the tile's first
+  int first_tile, end_tile;  // of K
+};
+
+// Problem P: Tile, kMath, kMajorA, kMajorB, Table (its own shared memory), and Work, what one block
+// does of it:
+//   any()                     whether the block's tile holds an element
+//   tiles()                   k-tiles to multiply
+//   loader_a(), loader_b()    load(slice): begin to copy the next k-tile
+//   holds(row, column)        whether an element of the tile is one of C
+//   store(row, column, v)     writes those of four neighbours of a row that are, at least the first
+//   plain(row, column)        an element by a plain sum, NaN as soon as it is
+// An infinity has no small part, so it comes out of kTf32x3 as NaN: where a result is NaN, the
+// plain sum decides. (It ends as soon as it is NaN too, so that a network of NaNs costs little.)
+template <class Work>
+__device__ void mend(const Work& work, int row, int column, float* v) {
+#pragma unroll 1
+  for (int i = 0; i < 4; ++i)
+    if (v[i] != v[i] && work.holds(row, column + i)) v[i] = work.plain(row, column + i);
+}
+
+template <class P>
+__device__ void run_block(const P& p) {
+  auto& s = shared<GemmShared<P>>();
+  typename P::Work work(p, s.table);
+  if (!work.any()) return;
+  Accumulators<typename P::Tile, P::kMath, P::kMajorA, P::kMajorB> sums;
+  auto a = work.loader_a();
+  auto b = work.loader_b();
+  multiply_tiles(s.stages, work.tiles(), a, b, sums);
+  __syncthreads();  // c lies where the stages were
+  sums.write(s.c);
+  __syncthreads();
+  constexpr int kChunks = P::Tile::kN / 4;
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < P::Tile::kM * kChunks; i += P::Tile::kThreads) {
+    const int row = i / kChunks, column = i % kChunks * 4;
+    if (!work.holds(row, column)) continue;
+    if (P::kMath == Math::kTf32x3) mend(work, row, column, &s.c[row][column]);
+    work.store(row, column, load_pack<4>(&s.c[row][column]));
+  }
+}
+
+template <class P>
+__global__ void __launch_bounds__(P::Tile::kThreads, P::Tile::kBlocks)
+    mma_kernel(const __grid_constant__ P p) {
+  run_block(p);
+}
+template <class P>
+__global__ void __launch_bounds__(P::Tile::kThreads, P::Tile::kBlocks)
+    fma_kernel(const __grid_constant__ P p) {
+  run_block(p);
+}
+
+template <class P>
+void launch_gemm(const Exec& exec, dim3 grid, const P& p) {
+  constexpr auto kKernel = [] {
+    if constexpr (P::kMath == Math::kFma)
+      return &fma_kernel<P>;
+    else
+      return &mma_kernel<P>;
+  }();
+  launch(exec, kKernel, grid, dim3(P::Tile::kThreads), sizeof(GemmShared<P>), p);
+}
+
+}  // namespace
+}  // namespace convgrad::cuda
