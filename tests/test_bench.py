@@ -32,7 +32,7 @@ def no_peers(monkeypatch):
 def few_cases(monkeypatch):
     """Two cases, so that a table is there in a moment."""
     chosen = [case for case in cases.all_cases() if case.op in ("sgd", "conv1d")][-3:]
-    monkeypatch.setattr(cases, "all_cases", lambda: chosen)
+    monkeypatch.setattr(cases, "all_cases", lambda device="cpu": chosen)
     return chosen
 
 
