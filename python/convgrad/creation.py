@@ -63,7 +63,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
 def from_dlpack(source: Any) -> Tensor:
     """A tensor in the memory of any array with ``__dlpack__``, on the CPU or a GPU."""
     kind, index = source.__dlpack_device__()
-    if kind == _DLPACK_CUDA:
+    if kind in _DLPACK_CUDA:
         target = backend.by_device(f"cuda:{index}")
         with target.current():
             array = target.xp.from_dlpack(source)
@@ -73,7 +73,7 @@ def from_dlpack(source: Any) -> Tensor:
     return Tensor(array)
 
 
-_DLPACK_CUDA = 2  # kDLCUDA
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 # ---- constants ----
