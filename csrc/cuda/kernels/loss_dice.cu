@@ -1,9 +1,9 @@
 // Soft Dice loss: softmax over classes, or a sigmoid per element.
-#include <cmath>
 #include <limits>
 
 #include "cuda/kernels/columns.cuh"
 #include "cuda/kernels/loss_sum.cuh"
+#include "cuda/kernels/math.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace convgrad::cuda {
@@ -49,7 +49,7 @@ struct DiceTerms {
     } else {
       Pack<T, kV> q = load_columns<kV, kPacked>(x + at);
 #pragma unroll
-      for (int v = 0; v < kV; ++v) q[v] = T(1) / (T(1) + std::exp(-q[v]));
+      for (int v = 0; v < kV; ++v) q[v] = sigmoid(q[v]);
       store_columns<kV, kPacked>(p + at, q);
       return q;
     }

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cuda/kernels/loss_sum.cuh"
+#include "cuda/kernels/math.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace convgrad::cuda {
@@ -36,10 +37,6 @@ __device__ T sign_of(T x) {
 template <class T>
 __device__ T softplus(T x) {  // log(1 + exp(x))
   return std::log1p(std::exp(-std::fabs(x))) + positive(x);
-}
-template <class T>
-__device__ T sigmoid(T x) {
-  return T(1) / (T(1) + std::exp(-x));
 }
 
 struct Squared {

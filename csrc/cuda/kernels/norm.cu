@@ -117,8 +117,8 @@ void update_running(const Exec& exec, const NormShape& s, const T* mean, const T
 }
 
 template <class T>
-ColumnPlan norm_plan(const NormShape& s) {
-  return column_plan<T>(s.batches, s.rows, s.c);
+ColumnPlan norm_plan(const NormShape& s, int run = kRun) {
+  return column_plan<T>(s.batches, s.rows, s.c, run);
 }
 
 // Two sums per part, and two coefficients per group for norm_backward.
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 template <class T>
 void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean, const T* var,
                 const T* w, const T* b, const T* residual, bool relu, T* y) {
-  const ColumnPlan plan = norm_plan<T>(s);
+  const ColumnPlan plan = norm_plan<T>(s, kRows);
   with_pack<T>(s.c, aligned(x, residual, y), [&](auto pack, auto packed) {
     launch(exec, apply_kernel<T, pack.value, packed.value>, plan.grid(), dim3(kColumnThreads),
            sizeof(Coefficients<T, 3, pack.value>), plan, s.eps, x, Affine<T>{mean, var, w, b},
@@ -379,7 +379,7 @@ template <class T, bool kMasked>
 void input_gradient(const Exec& exec, const NormShape& s, const T* x,
                     const Gradient<T, kMasked>& dy, const Affine<T>& affine, const Line<T>* lines,
                     T* dx) {
-  const ColumnPlan plan = norm_plan<T>(s);
+  const ColumnPlan plan = norm_plan<T>(s, kRows);
   with_pack<T>(s.c, aligned(x, dy.dy, dy.mask, dx), [&](auto pack, auto packed) {
     launch(exec, input_gradient_kernel<T, kMasked, pack.value, packed.value>, plan.grid(),
            dim3(kColumnThreads), sizeof(Coefficients<T, 4, pack.value>), plan, s, x, dy, affine,

@@ -37,10 +37,14 @@ __global__ void __launch_bounds__(kRowThreads)
     const T scale = T(1 / std::sqrt(squares / double(c) + eps)), shift = T(m);
     for_packs<kV>(team, c, [&](int64_t at) {
       Pack<T, kV> v = load_columns<kV, kPacked>(in + at);
-      for (int k = 0; k < kV; ++k) {
-        v[k] = (v[k] - shift) * scale;
-        if (w) v[k] *= w[at + k];
-        if (b) v[k] += b[at + k];
+      for (int k = 0; k < kV; ++k) v[k] = (v[k] - shift) * scale;
+      if (w) {
+        const Pack<T, kV> factor = load_columns<kV, kPacked>(w + at);
+        for (int k = 0; k < kV; ++k) v[k] *= factor[k];
+      }
+      if (b) {
+        const Pack<T, kV> added = load_columns<kV, kPacked>(b + at);
+        for (int k = 0; k < kV; ++k) v[k] += added[k];
       }
       store_columns<kV, kPacked>(y + row * c + at, v);
     });
@@ -63,7 +67,9 @@ __global__ void __launch_bounds__(kRowThreads)
     double sum = 0, products = 0;
     const auto weighted = [&](int64_t at) {
       Pack<T, kV> g = load_columns<kV, kPacked>(dy + first + at);
-      for (int k = 0; w && k < kV; ++k) g[k] *= w[at + k];
+      if (!w) return g;
+      const Pack<T, kV> factor = load_columns<kV, kPacked>(w + at);
+      for (int k = 0; k < kV; ++k) g[k] *= factor[k];
       return g;
     };
     for_packs<kV>(team, c, [&](int64_t at) {
@@ -99,7 +105,7 @@ template <class T>
 void layer_norm_forward(const Exec& exec, int64_t rows, int64_t c, double eps, const T* x,
                         const T* w, const T* b, T* y, T* mean, T* inv_std) {
   if (rows == 0) return;
-  with_row_packs<T>(c, aligned(x, y), [&](auto lanes, auto pack, auto packed) {
+  with_row_packs<T>(c, aligned(x, y, w, b), [&](auto lanes, auto pack, auto packed) {
     launch(exec, forward_kernel<T, lanes.value, pack.value, packed.value>,
            dim3(unsigned(row_blocks(rows, lanes.value))), dim3(kRowThreads), sizeof(RowScratch<T>),
            rows, c, eps, x, w, b, y, mean, inv_std);
@@ -158,7 +164,7 @@ void layer_norm_backward(const Exec& exec, int64_t rows, int64_t c, const T* x, 
                          const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db) {
   if (c == 0) return;
   if (dx && rows > 0)
-    with_row_packs<T>(c, aligned(x, dy, dx), [&](auto lanes, auto pack, auto packed) {
+    with_row_packs<T>(c, aligned(x, dy, dx, w), [&](auto lanes, auto pack, auto packed) {
       launch(exec, input_gradient_kernel<T, lanes.value, pack.value, packed.value>,
              dim3(unsigned(row_blocks(rows, lanes.value))), dim3(kRowThreads),
              sizeof(RowScratch<T>), rows, c, x, dy, mean, inv_std, w, dx);
