@@ -62,6 +62,9 @@ class MemoryPointer:
     def device(self) -> Device:
         return Device(self.device_id)
 
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
 
 def alloc(size: int) -> MemoryPointer:
     return MemoryPointer(Memory(size), 0)
@@ -416,6 +419,8 @@ class ndarray:
             inputs = tuple(
                 [x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x for x in inputs]
             )
+        if method != "__call__" and ufunc not in (np.add, np.multiply):
+            return NotImplemented
         return _run(getattr(ufunc, method), inputs, kwargs, out)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -423,7 +428,7 @@ class ndarray:
             return NotImplemented
         if function.__name__ in _ABSENT:
             return NotImplemented
-        return _function(function)(*args, **kwargs)
+        return globals().get(function.__name__, _function(function))(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name not in _METHODS:
@@ -640,8 +645,8 @@ _add_operators()
 
 def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", **_: Any) -> ndarray:
     if isinstance(obj, ndarray):
-        _check_current((obj,))
-        same = dtype is None or obj.dtype == dtype
+        here = obj.data.device_id == runtime.getDevice()
+        same = here and (dtype is None or obj.dtype == dtype)
         if not copy and same and (order == "K" or obj.flags.c_contiguous):
             return obj
         return _new(obj._host.astype(obj.dtype if dtype is None else dtype))
@@ -698,8 +703,15 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return ndarray(shape, dtype, order=order)
 
 
-def empty_like(prototype: Any, dtype: Any = None, order: str = "K", **_: Any) -> ndarray:
-    return ndarray(prototype.shape, prototype.dtype if dtype is None else dtype)
+def empty_like(prototype: ndarray, dtype: Any = None, order: str = "K", **_: Any) -> ndarray:
+    like = np.empty_like(prototype._host, dtype, order)
+    return ndarray(like.shape, like.dtype, strides=like.strides)
+
+
+def zeros_like(a: ndarray, dtype: Any = None, order: str = "K", **_: Any) -> ndarray:
+    out = empty_like(a, dtype, order)
+    out[...] = 0
+    return out
 
 
 def get_default_memory_pool() -> MemoryPool:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
-from convgrad import _cpu
 from convgrad.functional.activation import Unary
+from tests.device import lib, tensor_on, values
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -142,7 +142,7 @@ def test_at_most_4_ulp_everywhere(name, per_x):
         x = np.concatenate([x, np.linspace(-14, 14, 400_000, dtype=np.float32)])
     with np.errstate(all="ignore"):
         exact = reference.FUNCTIONS[name](x.astype(np.float64))
-        error = ulps(_cpu.unary_forward(name, x), exact)
+        error = ulps(lib.unary_forward(name, x), exact)
         if per_x:
             slack = np.where(np.abs(exact) < 1.2e-36, np.abs(x), 0)
             error = np.where(np.isfinite(slack), error - slack, error)
@@ -157,14 +157,14 @@ def test_at_most_4_ulp_with_parameters(name):
     a, b = (1.0, 20.0) if name == "softplus" else (1.0, 0.0)
     with np.errstate(all="ignore"):
         exact = reference.FUNCTIONS[name](x.astype(np.float64))
-        error = ulps(_cpu.unary_forward(name, x, a, b), exact)
+        error = ulps(lib.unary_forward(name, x, a, b), exact)
     assert error.max() <= 4, (x[error.argmax()], error.max())
 
 
 def test_signed_zeros_survive():
     zeros = np.array([0.0, -0.0] * 9, np.float32)
     for name in ("tanh", "erf", "expm1", "log1p", "sqrt", "softsign", "elu", "neg"):
-        y = _cpu.unary_forward(name, zeros, 1.0)
+        y = lib.unary_forward(name, zeros, 1.0)
         assert (np.signbit(y) == (np.signbit(zeros) ^ (name == "neg"))).all(), name
 
 
@@ -188,8 +188,8 @@ def test_near_float64(name, kw, oracle, args):
     x = (np.random.default_rng(1).standard_normal((3, 17, 5)) * 3).astype(np.float32)
     exact = reference.FUNCTIONS[oracle](x.astype(np.float64), *args)
     plain = reference.FUNCTIONS[oracle](x, *args).astype(np.float32)
-    assert_near_float64(getattr(F, name)(cg.tensor(x), **kw).array, exact, plain)
-    double = getattr(F, name)(cg.tensor(x.astype(np.float64)), **kw).array
+    assert_near_float64(values(getattr(F, name)(cg.tensor(x), **kw)), exact, plain)
+    double = values(getattr(F, name)(cg.tensor(x.astype(np.float64)), **kw))
     np.testing.assert_allclose(double, exact, rtol=1e-13, atol=1e-15)
 
 
@@ -209,9 +209,9 @@ def test_arithmetic(name, a, b, low, high):
     x = rng.uniform(low, high, (4, 9))
     x[np.abs(x) < 0.05] += 0.1
     exact = reference.FUNCTIONS[name](x, a, b) if name == "clamp" else reference.FUNCTIONS[name](x)
-    np.testing.assert_allclose(_cpu.unary_forward(name, x, a, b), exact, rtol=1e-14)
+    np.testing.assert_allclose(lib.unary_forward(name, x, a, b), exact, rtol=1e-14)
     np.testing.assert_allclose(
-        _cpu.unary_forward(name, x.astype(np.float32), a, b), exact, rtol=2e-6, atol=2e-6
+        lib.unary_forward(name, x.astype(np.float32), a, b), exact, rtol=2e-6, atol=2e-6
     )
     assert_gradients(lambda t: Unary.apply((t,), name, a, b), [x], rng)
 
@@ -229,7 +229,7 @@ def test_parity_at_kinks_and_beyond(torch, dtype, name, kw, oracle, args):
     # In float64: with AVX-512 PyTorch's float32 gelu is NaN at the infinities.
     edges = np.array([np.inf, -np.inf, np.nan] * 6)
     np.testing.assert_array_equal(
-        getattr(F, name)(cg.tensor(edges.astype(dtype)), **kw).array,
+        values(getattr(F, name)(cg.tensor(edges.astype(dtype)), **kw)),
         theirs(torch.tensor(edges), **kw).numpy().astype(dtype),
     )
 
@@ -257,21 +257,21 @@ def test_any_shape_and_strides(shape, steps, name):
         if len(shape) == 2
         else rng.standard_normal(shape)
     )
-    t = cg.Tensor(np.asarray(x), requires_grad=True)
+    t = tensor_on(np.asarray(x), requires_grad=True)
     y = getattr(F, name)(t)
     y.backward(cg.tensor(dy))
-    np.testing.assert_allclose(y.array, reference.FUNCTIONS[name](x), rtol=1e-14, atol=1e-300)
+    np.testing.assert_allclose(values(y), reference.FUNCTIONS[name](x), rtol=1e-14, atol=1e-300)
     assert y.shape == tuple(shape) == t.grad.shape
 
 
 def test_backward_into_the_gradients_own_memory():
     rng = np.random.default_rng(11)
-    y, dy = (_cpu.channels_last(integers(rng, (3, 5, 7))) for _ in range(2))
-    expected = _cpu.unary_backward("relu", y, dy)
-    assert _cpu.unary_backward("relu", y, dy, out=dy) is dy
+    y, dy = (lib.channels_last(integers(rng, (3, 5, 7))) for _ in range(2))
+    expected = lib.unary_backward("relu", y, dy)
+    assert lib.unary_backward("relu", y, dy, out=dy) is dy
     np.testing.assert_array_equal(dy, expected)
     with pytest.raises(ValueError, match="out must have shape"):
-        _cpu.unary_backward("relu", y, dy, out=np.empty((3, 5, 7), np.float32))
+        lib.unary_backward("relu", y, dy, out=np.empty((3, 5, 7), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4), (2, 3, 1, 1), (2, 6, 2, 3, 2)])
@@ -279,10 +279,10 @@ def test_channels_last_stays(shape):
     x = np.moveaxis(np.ones((shape[0], *shape[2:], shape[1]), np.float32), -1, 1)
     a = np.ones(shape[1], np.float32)
     for fn in (F.relu, F.gelu, lambda t: F.prelu(t, cg.tensor(a)), lambda t: F.maxout(t, 1)):
-        t = cg.Tensor(x, requires_grad=True)
+        t = tensor_on(x, requires_grad=True)
         y = fn(t)
         y.backward(cg.tensor(np.ones(shape, np.float32)))  # C order: mixed with channels-last
-        assert _cpu.is_channels_last(y.array) and _cpu.is_channels_last(t.grad.array)
+        assert lib.is_channels_last(y.array) and lib.is_channels_last(t.grad.array)
 
 
 def test_derivatives_from_the_output_keep_only_it():
@@ -330,7 +330,8 @@ def test_prelu_of_nan_and_of_one_axis(torch):
     a = np.array([0.5], np.float32)
     assert_parity(torch, F.prelu, torch.nn.functional.prelu, [x[1:3], a])
     np.testing.assert_array_equal(
-        F.prelu(cg.tensor(x), cg.tensor(a)).array, np.array([np.nan, -0.5, 2, -np.inf], np.float32)
+        values(F.prelu(cg.tensor(x), cg.tensor(a))),
+        np.array([np.nan, -0.5, 2, -np.inf], np.float32),
     )
 
 
@@ -354,7 +355,7 @@ def test_maxout_gradients_threads_dims_and_nan():
     x = rng.standard_normal((2, 4, 6))
     for dim in (0, 2, -1, -3):
         swapped = reference.maxout(x.swapaxes(1, dim), 2).swapaxes(1, dim)
-        assert (F.maxout(cg.tensor(x), 2, dim=dim).array == swapped).all()
+        assert (values(F.maxout(cg.tensor(x), 2, dim=dim)) == swapped).all()
         assert_gradients(lambda t, dim=dim: F.maxout(t, 2, dim=dim), [x], rng)
     large = rng.standard_normal((2, 8, 91, 97), np.float32)
     dy = rng.standard_normal((2, 4, 91, 97), np.float32)
@@ -392,6 +393,6 @@ def test_errors_name_the_values():
     with pytest.raises(TypeError, match=r"\[relu\] input must be float.* Got int64"):
         F.relu(cg.tensor(np.ones(3, np.int64)))
     with pytest.raises(ValueError, match=r"\[unary\] .* Got 'cosh'"):
-        _cpu.unary_forward("cosh", x.array)
+        lib.unary_forward("cosh", x.array)
     with pytest.raises(ValueError, match=r"\[relu\] The gradient .*\(2, 6, 3\)\. Got \(2, 6, 4\)"):
-        _cpu.unary_backward("relu", x.array, np.ones((2, 6, 4), np.float32))
+        lib.unary_backward("relu", x.array, np.ones((2, 6, 4), np.float32))

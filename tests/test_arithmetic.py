@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from convgrad import _cpu as lib
+from tests.device import lib
 from tests.helpers import assert_same_bits_for_any_threads, integers
 
 pytestmark = pytest.mark.kernel

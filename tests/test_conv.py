@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
-from convgrad import _cpu
+from tests.device import lib
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -93,9 +93,9 @@ TRANSPOSED = {
 
 @pytest.fixture
 def algorithm(request):
-    _cpu.force_conv_algorithm(request.param)
+    lib.force_conv_algorithm(request.param)
     yield request.param
-    _cpu.force_conv_algorithm("auto")
+    lib.force_conv_algorithm("auto")
 
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, indirect=True)
@@ -162,11 +162,11 @@ def test_every_number_of_output_channels(k, algorithm):
     rng = np.random.default_rng(0)
     x, w, b = draw(rng, (2, 3, 4, 23), (k, 3, 3, 3), k)
     y = conv(x, w, b, padding=1)
-    got = _cpu.conv_forward(x, w, b, 1, 1, 1, 1, relu=True)
+    got = lib.conv_forward(x, w, b, 1, 1, 1, 1, relu=True)
     np.testing.assert_array_equal(got, np.maximum(y, 0))
     dy, mask = integers(rng, (2, 3, 4, 23)), integers(rng, y.shape)
     dx, _, _ = conv_gradients(dy, mask, w.swapaxes(0, 1), padding=1)
-    got = _cpu.conv_backward_input(dy, w.swapaxes(0, 1), mask.shape, 1, 1, 1, 1, mask=mask)
+    got = lib.conv_backward_input(dy, w.swapaxes(0, 1), mask.shape, 1, 1, 1, 1, mask=mask)
     np.testing.assert_array_equal(got, np.where(mask > 0, dx, 0))
 
 
@@ -188,7 +188,7 @@ def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, case, used, used
     arguments = [kwargs.get(k, v) for k, v in [("stride", 1), ("padding", 0), ("dilation", 1)]]
     groups = kwargs.get("groups", 1)
     both = [
-        _cpu.conv_algorithm(x_shape, w_shape, *arguments, groups, name)
+        lib.conv_algorithm(x_shape, w_shape, *arguments, groups, name)
         for name in ("forward", "backward_input")
     ]
     assert both == [used, used_backward]
@@ -210,11 +210,11 @@ def test_relu_and_mask_as_separate_passes(case, algorithm):
     x, w, b = draw(rng, x_shape, w_shape, w_shape[0])
     defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     arguments = tuple({**defaults, **kwargs}.values())
-    y = _cpu.conv_forward(x, w, b, *arguments)
-    fused = _cpu.conv_forward(x, w, b, *arguments, relu=True)
+    y = lib.conv_forward(x, w, b, *arguments)
+    fused = lib.conv_forward(x, w, b, *arguments, relu=True)
     np.testing.assert_array_equal(fused, np.maximum(y, 0))
-    dx = _cpu.conv_backward_input(y, w, x.shape, *arguments)
-    masked = _cpu.conv_backward_input(y, w, x.shape, *arguments, mask=x)
+    dx = lib.conv_backward_input(y, w, x.shape, *arguments)
+    masked = lib.conv_backward_input(y, w, x.shape, *arguments, mask=x)
     np.testing.assert_array_equal(masked, np.where(x > 0, dx, 0))
 
 
@@ -226,12 +226,12 @@ def test_transposed_relu_and_mask_as_separate_passes(case, algorithm):
     x, w, b = draw(rng, x_shape, w_shape, w_shape[1] * kwargs.get("groups", 1))
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
     arguments = {**defaults, **kwargs}
-    y = _cpu.conv_transpose_forward(x, w, b, *arguments.values())
-    fused = _cpu.conv_transpose_forward(x, w, b, *arguments.values(), relu=True)
+    y = lib.conv_transpose_forward(x, w, b, *arguments.values())
+    fused = lib.conv_transpose_forward(x, w, b, *arguments.values(), relu=True)
     np.testing.assert_array_equal(fused, np.maximum(y, 0))
     del arguments["output_padding"]
-    dx = _cpu.conv_transpose_backward_input(y, w, x.shape, *arguments.values())
-    masked = _cpu.conv_transpose_backward_input(y, w, x.shape, *arguments.values(), mask=x)
+    dx = lib.conv_transpose_backward_input(y, w, x.shape, *arguments.values())
+    masked = lib.conv_transpose_backward_input(y, w, x.shape, *arguments.values(), mask=x)
     np.testing.assert_array_equal(masked, np.where(x > 0, dx, 0))
 
 
@@ -239,14 +239,14 @@ def test_masks_of_another_shape_or_dtype_are_refused():
     dy, w = np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 3, 3, 3), np.float32)
     arguments = ((1, 3, 6, 6), 1, 0, 1, 1)
     with pytest.raises(ValueError, match=r"\[conv2d\] The mask .* Got \(1, 3, 4, 4\) for"):
-        _cpu.conv_backward_input(dy, w, *arguments, np.zeros((1, 3, 4, 4), np.float32))
+        lib.conv_backward_input(dy, w, *arguments, np.zeros((1, 3, 4, 4), np.float32))
     with pytest.raises(TypeError, match=r"\[conv2d\] gradient and mask .* float32 and float64"):
-        _cpu.conv_backward_input(dy, w, *arguments, np.zeros((1, 3, 6, 6)))
+        lib.conv_backward_input(dy, w, *arguments, np.zeros((1, 3, 6, 6)))
 
 
 def test_unknown_algorithm():
     with pytest.raises(ValueError, match=r"\[force_conv_algorithm\] .* Got 'fast'"):
-        _cpu.force_conv_algorithm("fast")
+        lib.force_conv_algorithm("fast")
 
 
 @pytest.mark.parametrize("case", ["3x3", "strided", "dilated", "grouped", "3d", "depthwise"])
@@ -274,12 +274,12 @@ def test_adjoint(case, algorithm):
 def test_error_against_float64(x_shape, w_shape, algorithm):
     rng = np.random.default_rng(2)
     x, w = rng.standard_normal(x_shape, np.float32), rng.standard_normal(w_shape, np.float32)
-    y = _cpu.conv_forward(x, w, None, 1, w_shape[2] // 2, 1, 1)
+    y = lib.conv_forward(x, w, None, 1, w_shape[2] // 2, 1, 1)
     padding = w_shape[2] // 2
     assert_near_float64(y, conv(x, w, padding=padding), sequential_conv(x, w, padding))
     # dx of stride 1 is the convolution of dy with the flipped, transposed weight.
     flipped = np.ascontiguousarray(np.flip(w, (2, 3)).swapaxes(0, 1))
-    dx = _cpu.conv_backward_input(y, w, x_shape, 1, padding, 1, 1)
+    dx = lib.conv_backward_input(y, w, x_shape, 1, padding, 1, 1)
     exact, plain = conv(y, flipped, padding=padding), sequential_conv(y, flipped, padding)
     assert_near_float64(dx, exact, plain)
 
@@ -394,7 +394,7 @@ def drawn_case(draw_from):
 @settings(max_examples=120, deadline=None)
 @given(drawn_case(), st.sampled_from(ALGORITHMS))
 def test_drawn_shapes_are_exact(case, name):
-    _cpu.force_conv_algorithm(name)
+    lib.force_conv_algorithm(name)
     try:
         assert_conv_exact(*case)
         # The same numbers read as a transposed convolution, where its output is not empty.
@@ -410,7 +410,7 @@ def test_drawn_shapes_are_exact(case, name):
             transposed = (x_shape[1], w_shape[0] // arguments["groups"], *w_shape[2:])
             assert_transposed_exact(x_shape, transposed, arguments)
     finally:
-        _cpu.force_conv_algorithm("auto")
+        lib.force_conv_algorithm("auto")
 
 
 # ---- layouts ----
@@ -442,10 +442,10 @@ def test_strided_and_read_only_inputs():
     base, w = integers(rng, (9, 11, 4, 3)), integers(rng, (3, 3, 2, 5))
     base.flags.writeable = w.flags.writeable = False
     x = base[::-2, ::-1].transpose(2, 3, 1, 0)  # negative strides, an order of its own
-    got = _cpu.conv_forward(x, w.transpose(0, 1, 3, 2)[:, :, ::-1], None, 1, 0, 1, 1)
+    got = lib.conv_forward(x, w.transpose(0, 1, 3, 2)[:, :, ::-1], None, 1, 0, 1, 1)
     np.testing.assert_array_equal(got, conv(x, w.transpose(0, 1, 3, 2)[:, :, ::-1]))
     np.testing.assert_array_equal(
-        _cpu.conv_forward(np.broadcast_to(x[:, :, :1, :1], (4, 3, 9, 9)), w, None, 1, 0, 1, 1),
+        lib.conv_forward(np.broadcast_to(x[:, :, :1, :1], (4, 3, 9, 9)), w, None, 1, 0, 1, 1),
         conv(np.broadcast_to(x[:, :, :1, :1], (4, 3, 9, 9)), w),
     )
 
@@ -457,10 +457,10 @@ def test_strided_and_read_only_inputs():
 def test_nan_and_infinity_reach_the_windows_that_see_them(algorithm):
     x, w = np.ones((1, 8, 9, 12), np.float32), np.ones((8, 8, 3, 3), np.float32)
     x[0, 2, 4, 5], x[0, 0, 0, 0] = np.nan, np.inf
-    y = _cpu.conv_forward(x, w, None, 1, 1, 1, 1)
+    y = lib.conv_forward(x, w, None, 1, 1, 1, 1)
     assert np.isnan(y[0, :, 3:6, 4:7]).all() and np.isposinf(y[0, :, :2, :2]).all()
     assert np.isfinite(y).sum() == y.size - 8 * (9 + 4)
-    dx = _cpu.conv_backward_input(x, w, x.shape, 1, 1, 1, 1)
+    dx = lib.conv_backward_input(x, w, x.shape, 1, 1, 1, 1)
     np.testing.assert_array_equal(dx, y)  # all weights are equal: the same sums
 
 
@@ -469,7 +469,7 @@ def test_padding_is_zeros_that_multiply_weights(algorithm):
     """0 * inf is NaN: an infinite weight shows wherever its tap falls on padding."""
     x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((3, 1, 3, 3), np.float32)
     w[1, 0, 0, 0] = np.inf
-    y = _cpu.conv_forward(x, w, None, 1, 1, 1, 1)
+    y = lib.conv_forward(x, w, None, 1, 1, 1, 1)
     assert np.isnan(y[0, 1, 0]).all() and np.isnan(y[0, 1, :, 0]).all()
     assert np.isposinf(y[0, 1, 1:, 1:]).all() and np.isfinite(y[0, [0, 2]]).all()
 
@@ -542,15 +542,13 @@ def test_dtype_errors(fn):
 def test_gradients_of_another_dtype_or_shape_are_refused():
     x, w, dy = (np.zeros(s, np.float32) for s in ((1, 2, 5), (3, 2, 3), (1, 3, 3)))
     with pytest.raises(TypeError, match=r"one dtype. Got float64 and float32"):
-        _cpu.conv_backward_input(dy.astype(np.float64), w, x.shape, 1, 0, 1, 1)
+        lib.conv_backward_input(dy.astype(np.float64), w, x.shape, 1, 0, 1, 1)
     with pytest.raises(TypeError, match=r"one dtype. Got float64 and float32"):
-        _cpu.conv_backward_weight(dy.astype(np.float64), x, w.shape, 1, 0, 1, 1, True)
+        lib.conv_backward_weight(dy.astype(np.float64), x, w.shape, 1, 0, 1, 1, True)
     with pytest.raises(ValueError, match=r"gradient must have the output's shape. Got \(1, 3, 4\)"):
-        _cpu.conv_backward_input(np.zeros((1, 3, 4), np.float32), w, x.shape, 1, 0, 1, 1)
+        lib.conv_backward_input(np.zeros((1, 3, 4), np.float32), w, x.shape, 1, 0, 1, 1)
     with pytest.raises(ValueError, match=r"gradient must have the output's shape. Got \(1, 2, 4\)"):
-        _cpu.conv_transpose_backward_input(
-            np.zeros((1, 2, 4), np.float32), w, (1, 3, 9), 1, 0, 1, 1
-        )
+        lib.conv_transpose_backward_input(np.zeros((1, 2, 4), np.float32), w, (1, 3, 9), 1, 0, 1, 1)
 
 
 HUGE = 2**62

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convgrad import _cpu
+from tests.device import lib
 from tests.helpers import assert_near_float64, assert_same_bits_for_any_threads, integers
 from tests.reference.conv_backward_weight import conv_backward_weight as oracle
 
@@ -103,20 +103,20 @@ def arrays(shape, fill):
 
 @pytest.fixture
 def algorithm(request):
-    _cpu.force_conv_algorithm(request.param)
+    lib.force_conv_algorithm(request.param)
     yield request.param
-    _cpu.force_conv_algorithm("auto")
-    _cpu.set_exact_algorithms(False)
+    lib.force_conv_algorithm("auto")
+    lib.set_exact_algorithms(False)
 
 
 def algorithm_of(shape):
     n, c, k, size, kernel, *arguments, groups = shape
     x_shape, w_shape = (n, c, *size), (k, c // groups, *kernel)
-    return _cpu.conv_algorithm(x_shape, w_shape, *arguments, groups, "backward_weight")
+    return lib.conv_algorithm(x_shape, w_shape, *arguments, groups, "backward_weight")
 
 
 def run(shape, dy, x, w_shape, with_bias=True):
-    return _cpu.conv_backward_weight(dy, x, w_shape, *shape[5:], with_bias)
+    return lib.conv_backward_weight(dy, x, w_shape, *shape[5:], with_bias)
 
 
 # One of each kernel.
@@ -186,13 +186,13 @@ def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, name, used):
 @pytest.mark.parametrize("algorithm", ["auto", "winograd"], indirect=True)
 def test_exact_algorithms(algorithm):
     assert algorithm_of(CASES["winograd"]) == "winograd"
-    _cpu.set_exact_algorithms(True)
+    lib.set_exact_algorithms(True)
     assert algorithm_of(CASES["winograd"]) == "slide"
 
 
 def test_unknown_pass():
     with pytest.raises(ValueError, match=r"\[conv_algorithm\] The pass .* Got 'backward'\."):
-        _cpu.conv_algorithm((1, 1, 4), (1, 1, 3), 1, 0, 1, 1, "backward")
+        lib.conv_algorithm((1, 1, 4), (1, 1, 3), 1, 0, 1, 1, "backward")
 
 
 def test_without_bias():
@@ -342,4 +342,4 @@ def test_drawn_shapes(shape, seed):
 def test_gradients_are_physically_channels_last(layout):
     shape = case(2, 3, 4, (5, 5), (1, 1)) if layout == "1x1" else case(2, 1, 4, (5, 5), (3, 3))
     dy, x, w_shape = arrays(shape, lambda s: np.ones(s, np.float32))
-    assert _cpu.is_channels_last(run(shape, dy, x, w_shape)[0])
+    assert lib.is_channels_last(run(shape, dy, x, w_shape)[0])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
-from convgrad import _cpu
+from tests.device import lib
 from tests.helpers import assert_same_bits_for_any_threads
 from tests.reference.conv import conv, conv_gradients
 
@@ -47,10 +47,10 @@ SCALE = 576
 
 @pytest.fixture(autouse=True)
 def winograd():
-    _cpu.force_conv_algorithm("winograd")
+    lib.force_conv_algorithm("winograd")
     yield
-    _cpu.force_conv_algorithm("auto")
-    _cpu.set_exact_algorithms(False)
+    lib.force_conv_algorithm("auto")
+    lib.set_exact_algorithms(False)
 
 
 PASSES = ("forward", "backward_input")
@@ -67,17 +67,17 @@ def signs(rng, shape, scale=1):
 
 
 def algorithms(x_shape, w_shape, padding):
-    return [_cpu.conv_algorithm(x_shape, w_shape, 1, padding, 1, 1, name) for name in PASSES]
+    return [lib.conv_algorithm(x_shape, w_shape, 1, padding, 1, 1, name) for name in PASSES]
 
 
 def assert_exact(x_shape, w_shape, padding):
     rng = np.random.default_rng(0)
     x, w, b = signs(rng, x_shape), signs(rng, w_shape, SCALE), signs(rng, w_shape[:1], 7)
     y = conv(x, w, b, padding=padding)
-    np.testing.assert_array_equal(_cpu.conv_forward(x, w, b, 1, padding, 1, 1), y)
+    np.testing.assert_array_equal(lib.conv_forward(x, w, b, 1, padding, 1, 1), y)
     dy = signs(rng, y.shape)
     dx, _, _ = conv_gradients(dy, x, w, padding=padding)
-    got = _cpu.conv_backward_input(dy, w, x_shape, 1, padding, 1, 1)
+    got = lib.conv_backward_input(dy, w, x_shape, 1, padding, 1, 1)
     np.testing.assert_array_equal(got, dx)
 
 
@@ -109,9 +109,9 @@ def test_adjoint(case):
     x_shape, w_shape, padding = CASES[case]
     rng = np.random.default_rng(1)
     x, w = signs(rng, x_shape), signs(rng, w_shape, SCALE)
-    y = _cpu.conv_forward(x, w, None, 1, padding, 1, 1).astype(np.float64)
+    y = lib.conv_forward(x, w, None, 1, padding, 1, 1).astype(np.float64)
     dy = signs(rng, y.shape)
-    dx = _cpu.conv_backward_input(dy, w, x_shape, 1, padding, 1, 1).astype(np.float64)
+    dx = lib.conv_backward_input(dy, w, x_shape, 1, padding, 1, 1).astype(np.float64)
     assert (dy * y).sum() == (dx * x).sum()
 
 
@@ -127,10 +127,10 @@ def test_error_is_within_its_bound(x_shape, w_shape):
     x, w = rng.standard_normal(x_shape, np.float32), rng.standard_normal(w_shape, np.float32)
     assert algorithms(x_shape, w_shape, 1) == ["winograd", "winograd"]
     deep = 3 ** (len(x_shape) - 4)
-    y = _cpu.conv_forward(x, w, None, 1, 1, 1, 1)
+    y = lib.conv_forward(x, w, None, 1, 1, 1, 1)
     assert_within_bound(y, conv(x, w, padding=1), x_shape[1] * deep)
     dx, _, _ = conv_gradients(y, x, w, padding=1)
-    got = _cpu.conv_backward_input(y, w, x_shape, 1, 1, 1, 1)
+    got = lib.conv_backward_input(y, w, x_shape, 1, 1, 1, 1)
     assert_within_bound(got, dx, w_shape[0] * deep)
 
 
@@ -140,11 +140,11 @@ def test_epilogue(case):
     rng = np.random.default_rng(3)
     x, w, b = signs(rng, x_shape), signs(rng, w_shape, SCALE), signs(rng, w_shape[:1], 1000)
     y = conv(x, w, b, padding=padding)
-    got = _cpu.conv_forward(x, w, b, 1, padding, 1, 1, relu=True)
+    got = lib.conv_forward(x, w, b, 1, padding, 1, 1, relu=True)
     np.testing.assert_array_equal(got, np.maximum(y, 0))
     dy, mask = signs(rng, y.shape), signs(rng, x_shape)
     dx, _, _ = conv_gradients(dy, x, w, padding=padding)
-    got = _cpu.conv_backward_input(dy, w, x_shape, 1, padding, 1, 1, mask)
+    got = lib.conv_backward_input(dy, w, x_shape, 1, padding, 1, 1, mask)
     np.testing.assert_array_equal(got, np.where(mask > 0, dx, 0))
 
 
@@ -160,8 +160,8 @@ def test_same_bits_for_any_threads(x_shape, w_shape):
     dy = rng.standard_normal((x_shape[0], w_shape[0], *x_shape[2:]), np.float32)
     assert_same_bits_for_any_threads(
         lambda: [
-            _cpu.conv_forward(x, w, None, 1, 1, 1, 1),
-            _cpu.conv_backward_input(dy, w, x_shape, 1, 1, 1, 1),
+            lib.conv_forward(x, w, None, 1, 1, 1, 1),
+            lib.conv_backward_input(dy, w, x_shape, 1, 1, 1, 1),
         ]
     )
 
@@ -169,7 +169,7 @@ def test_same_bits_for_any_threads(x_shape, w_shape):
 def test_nan_stays_within_the_tiles_that_see_it():
     x, w = np.ones((1, 8, 12, 12), np.float32), np.ones((8, 8, 3, 3), np.float32)
     x[0, 2, 5, 6] = np.nan
-    y = _cpu.conv_forward(x, w, None, 1, 1, 1, 1)
+    y = lib.conv_forward(x, w, None, 1, 1, 1, 1)
     assert np.isnan(y[0, :, 4:7, 5:8]).all()
     assert np.isfinite(y[0, :, 8:]).all() and np.isfinite(y[0, :, :4]).all()
 
@@ -186,19 +186,19 @@ def test_nan_stays_within_the_tiles_that_see_it():
 ])  # fmt: skip
 def test_other_shapes_take_other_algorithms(x_shape, w_shape, arguments):
     for name in PASSES:
-        assert _cpu.conv_algorithm(x_shape, w_shape, *arguments, name) != "winograd"
+        assert lib.conv_algorithm(x_shape, w_shape, *arguments, name) != "winograd"
 
 
 def test_exact_algorithms():
     """The switch rules it out, forced or not; without it large shapes get it on their own."""
     large = ((64, 32, 16, 16), (64, 32, 3, 3), 1)
-    assert not _cpu.exact_algorithms()
-    _cpu.force_conv_algorithm("auto")
+    assert not lib.exact_algorithms()
+    lib.force_conv_algorithm("auto")
     assert algorithms(*large) == ["winograd", "winograd"]
-    _cpu.set_exact_algorithms(True)
-    assert _cpu.exact_algorithms()
+    lib.set_exact_algorithms(True)
+    assert lib.exact_algorithms()
     assert "winograd" not in algorithms(*large)
-    _cpu.force_conv_algorithm("winograd")
+    lib.force_conv_algorithm("winograd")
     assert "winograd" not in algorithms(*large)
 
 
@@ -213,9 +213,9 @@ def test_the_public_switch():
     assert not cg.is_exact()
     try:
         cg.set_exact(True)
-        assert cg.is_exact() and _cpu.exact_algorithms()
+        assert cg.is_exact() and lib.exact_algorithms()
     finally:
         cg.set_exact(False)
-    assert not _cpu.exact_algorithms()
+    assert not lib.exact_algorithms()
     with pytest.raises(TypeError, match=r"\[set_exact\] exact must be a bool. Got int"):
         cg.set_exact(1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import convgrad as cg
 from convgrad import nn
 from convgrad.nn import init
+from tests.device import values
 
 
 def fresh(shape):
@@ -21,14 +22,14 @@ def test_simple_fills():
     t = fresh((200, 300))
     version = t.version[0]
     assert init.uniform_(t, -2, 1) is t and t.version[0] > version
-    assert -2 <= t.array.min() < -1.9 and 0.9 < t.array.max() <= 1
-    assert abs(t.array.mean() + 0.5) < 0.02
+    assert -2 <= values(t).min() < -1.9 and 0.9 < values(t).max() <= 1
+    assert abs(values(t).mean() + 0.5) < 0.02
     init.normal_(t, 3, 2)
-    assert abs(t.array.mean() - 3) < 0.05 and abs(t.array.std() - 2) < 0.05
+    assert abs(values(t).mean() - 3) < 0.05 and abs(values(t).std() - 2) < 0.05
     init.trunc_normal_(t, 0, 1, -1, 0.5)
-    assert t.array.min() >= -1 and t.array.max() <= 0.5 and t.array.std() > 0.3
-    assert (init.constant_(t, 7).array == 7).all() and (init.ones_(t).array == 1).all()
-    assert not init.zeros_(t).array.any()
+    assert values(t).min() >= -1 and values(t).max() <= 0.5 and values(t).std() > 0.3
+    assert (values(init.constant_(t, 7)) == 7).all() and (values(init.ones_(t)) == 1).all()
+    assert not values(init.zeros_(t)).any()
     with pytest.raises(ValueError, match=r"must hold some of N\(0, 1\^2\). Got \[20, 30\]"):
         init.trunc_normal_(t, 0, 1, 20, 30)
 
@@ -50,10 +51,10 @@ def test_kaiming_and_xavier(shape, mode):
     size = math.prod(shape)
 
     def check(t, std, bound=None):
-        assert abs(t.array.std() / std - 1) < 4 / math.sqrt(size)
-        assert abs(t.array.mean()) < 5 * std / math.sqrt(size)
+        assert abs(values(t).std() / std - 1) < 4 / math.sqrt(size)
+        assert abs(values(t).mean()) < 5 * std / math.sqrt(size)
         if bound is not None:
-            assert 0.97 * bound < np.abs(t.array).max() <= bound * (1 + 1e-6)
+            assert 0.97 * bound < np.abs(values(t)).max() <= bound * (1 + 1e-6)
 
     std = math.sqrt(2 / (1 + 0.3**2) / fan)
     check(init.kaiming_uniform_(fresh(shape), 0.3, mode), std, std * math.sqrt(3))
@@ -79,7 +80,7 @@ def test_gains_are_pytorchs(torch):
 
 @given(rows=st.integers(1, 12), cols=st.integers(1, 12), gain=st.sampled_from([1.0, 2.0]))
 def test_orthogonal(rows, cols, gain):
-    w = init.orthogonal_(fresh((rows, cols, 1)), gain).array.reshape(rows, cols).astype(float)
+    w = values(init.orthogonal_(fresh((rows, cols, 1)), gain)).reshape(rows, cols).astype(float)
     gram = w @ w.T if rows <= cols else w.T @ w
     np.testing.assert_allclose(gram, gain**2 * np.eye(min(rows, cols)), atol=1e-5)
 
@@ -96,14 +97,14 @@ def test_layers_start_as_pytorchs():
     for layer, fan_in in cases:
         bound = 1 / math.sqrt(fan_in)
         for p in (layer.weight, layer.bias):
-            assert 0.9 * bound < np.abs(p.array).max() <= bound * (1 + 1e-6)
-        assert abs(layer.weight.array.std() * math.sqrt(3) / bound - 1) < 0.02
+            assert 0.9 * bound < np.abs(values(p)).max() <= bound * (1 + 1e-6)
+        assert abs(values(layer.weight).std() * math.sqrt(3) / bound - 1) < 0.02
 
 
 def test_draws_follow_the_seed():
     def draw(seed):
         cg.manual_seed(seed)
-        return [p.array.copy() for p in nn.Conv2d(3, 4, 3).parameters()]
+        return [values(p).copy() for p in nn.Conv2d(3, 4, 3).parameters()]
 
     for a, b in zip(draw(5), draw(5)):
         np.testing.assert_array_equal(a, b)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convgrad as cg
-from convgrad import _cpu
 from convgrad.functional import math as cg_math
+from tests.device import lib, tensor_on, values
 
 from .helpers import assert_gradients, assert_parity, assert_same_bits_for_any_threads, leaves
 
@@ -157,7 +157,7 @@ def test_broadcasting_of_drawn_shapes(shape, ones, drop, name):
         "div": (a / b, dy / b, -dy * a / b**2),
     }[name]
     y.backward(cg.tensor(dy))
-    np.testing.assert_array_equal(y.array, expected)
+    np.testing.assert_array_equal(values(y), expected)
     for leaf, grad in ((x, da), (w, db)):
         own = np.zeros(leaf.shape)
         # The adjoint of broadcasting, written by hand: add every copy into its place.
@@ -165,7 +165,7 @@ def test_broadcasting_of_drawn_shapes(shape, ones, drop, name):
             tail = where[len(where) - own.ndim :]
             place = tuple(i if n != 1 else 0 for i, n in zip(tail, own.shape))
             own[place] += np.broadcast_to(grad, dy.shape)[where]
-        np.testing.assert_allclose(leaf.grad.array, own, rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(values(leaf.grad), own, rtol=1e-14, atol=1e-14)
 
 
 # ---- values that are no numbers, ties ----
@@ -176,21 +176,21 @@ def test_nan_and_infinity_propagate(torch):
     y = np.array([1.0, np.nan, 2.0, np.inf, 3.0, -np.inf], np.float32)
     for name, f in {**BINARY, "div": lambda a, b: a / b, "pow": lambda a, b: a**b}.items():
         ours, theirs = f(cg.tensor(x), cg.tensor(y)), f(torch.tensor(x), torch.tensor(y))
-        np.testing.assert_array_equal(ours.array, theirs.numpy(), err_msg=name)
+        np.testing.assert_array_equal(values(ours), theirs.numpy(), err_msg=name)
     for name in ("neg", "abs", "exp", "clamp", "sum", "mean", "max", "min", "max_dim", "cumsum"):
         f = UNARY[name]
         try:
             theirs = f(torch.tensor(x[None]))
         except IndexError:
             continue
-        ours = f(cg.tensor(x[None])).array
+        ours = values(f(cg.tensor(x[None])))
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=3e-7, err_msg=name)
     for name in ("log", "sqrt", "sign"):
         theirs = getattr(torch.tensor(x), name)()
-        np.testing.assert_array_equal(getattr(cg.tensor(x), name)().array, theirs.numpy())
+        np.testing.assert_array_equal(values(getattr(cg.tensor(x), name)()), theirs.numpy())
     for name in ("isnan", "isinf", "isfinite"):
         theirs = getattr(torch, name)(torch.tensor(x))
-        np.testing.assert_array_equal(getattr(cg, name)(cg.tensor(x)).array, theirs.numpy())
+        np.testing.assert_array_equal(values(getattr(cg, name)(cg.tensor(x))), theirs.numpy())
 
 
 def test_gradients_at_kinks_are_pytorchs(torch):
@@ -265,7 +265,7 @@ def test_parity_of_what_has_no_gradient(torch, name):
     ours, theirs = ORDERED[name](cg.tensor(x)), ORDERED[name](torch.tensor(x))
     assert ours.shape == tuple(theirs.shape) and not ours.requires_grad
     assert ours.dtype.name == str(theirs.dtype).removeprefix("torch.")
-    np.testing.assert_allclose(ours.array, theirs.numpy(), rtol=2e-7)
+    np.testing.assert_allclose(values(ours), theirs.numpy(), rtol=2e-7)
 
 
 def test_sorting_is_stable_and_puts_nan_last(torch):
@@ -273,13 +273,13 @@ def test_sorting_is_stable_and_puts_nan_last(torch):
     for descending in (False, True):
         theirs = torch.tensor(x).sort(dim=1, descending=descending, stable=True)
         ours = cg.tensor(x).sort(1, descending)
-        np.testing.assert_array_equal(ours.indices.array, theirs.indices.numpy())
-        np.testing.assert_array_equal(ours.values.array, theirs.values.numpy())
+        np.testing.assert_array_equal(values(ours.indices), theirs.indices.numpy())
+        np.testing.assert_array_equal(values(ours.values), theirs.values.numpy())
         ours = cg.tensor(x).argsort(1, descending)
-        np.testing.assert_array_equal(ours.array, theirs.indices.numpy())
+        np.testing.assert_array_equal(values(ours), theirs.indices.numpy())
     top = cg.tensor(x).topk(3)
-    np.testing.assert_array_equal(top.values.array, torch.tensor(x).topk(3).values.numpy())
-    np.testing.assert_array_equal(top.indices.array, [[0, 2, 5], [1, 4, 3]])
+    np.testing.assert_array_equal(values(top.values), torch.tensor(x).topk(3).values.numpy())
+    np.testing.assert_array_equal(values(top.indices), [[0, 2, 5], [1, 4, 3]])
 
 
 # ---- types ----
@@ -299,7 +299,7 @@ def test_type_promotion(torch, a, b):
         for f in (lambda x, y: x + y, lambda x, y: x * y, lambda x, y: y / x, lambda x, y: x < y):
             got, expected = f(ours, other[0]), f(theirs, other[1])
             assert got.dtype.name == str(expected.dtype).removeprefix("torch."), (a, b, shape_a)
-            np.testing.assert_array_equal(got.array, expected.numpy())
+            np.testing.assert_array_equal(values(got), expected.numpy())
 
 
 def test_gradients_of_promoted_operands_keep_their_types(torch):
@@ -324,7 +324,7 @@ def test_numbers_and_arrays_on_either_side():
         (np.int64(2) ** x, [2, 4]),
     ):
         assert isinstance(y, cg.Tensor) and y.requires_grad and y.dtype == np.float32
-        np.testing.assert_array_equal(y.array, expected)
+        np.testing.assert_array_equal(values(y), expected)
     for y in (array > x, array == x, x == array, np.float32(1.5) < x):
         assert isinstance(y, cg.Tensor) and y.dtype == cg.bool
     assert (array == x).tolist() == [False, False]
@@ -346,15 +346,15 @@ def test_sums_of_many_terms_are_accurate(axes, layout):
     x = np.random.default_rng(6).random((6, 3, 40, 41)).astype(np.float32) + 1
     array = {
         "C": x,
-        "channels_last": _cpu.channels_last(x),
+        "channels_last": lib.channels_last(x),
         "strided": np.repeat(x, 2, axis=3)[..., ::2],
     }[layout]
     got = cg.tensor(0.0)
     got.array = array
-    total = got.sum(axes).array
+    total = values(got.sum(axes))
     exact = x.sum(axes if axes is None else tuple(np.atleast_1d(axes)), dtype=np.float64)
     np.testing.assert_allclose(total, exact, rtol=4e-7)
-    np.testing.assert_allclose(got.mean(axes).array, exact / (x.size / total.size), rtol=4e-7)
+    np.testing.assert_allclose(values(got.mean(axes)), exact / (x.size / total.size), rtol=4e-7)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -363,13 +363,13 @@ def test_same_bits_for_any_threads(seed):
     dy = cg.tensor(normal(4, 6, 17, 19, seed=seed + 9))
 
     def run():
-        for array in (x, _cpu.channels_last(x)):
-            t, b = cg.Tensor(array, True), cg.tensor(normal(6, 1, 1), requires_grad=True)
+        for array in (x, lib.channels_last(x)):
+            t, b = tensor_on(array, True), cg.tensor(normal(6, 1, 1), requires_grad=True)
             y = (t * b + b).exp() / (t * t + 1.0) + t
             y.backward(dy)
-            yield from (y.array, t.grad.array, b.grad.array)
-            yield from (t.detach().sum((0, 2)).array, t.detach().var((0, 2, 3)).array)
-            yield from (t.detach().mean().array, t.detach().cumsum(2).array)
+            yield from (values(y), values(t.grad), values(b.grad))
+            yield from (values(t.detach().sum((0, 2))), values(t.detach().var((0, 2, 3))))
+            yield from (values(t.detach().mean()), values(t.detach().cumsum(2)))
 
     assert_same_bits_for_any_threads(lambda: list(run()))
 
@@ -399,30 +399,30 @@ LAYOUT = {
 @pytest.mark.parametrize("name", LAYOUT)
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 1), (2, 3, 4)], ids=str)
 def test_channels_last_in_channels_last_out(name, shape):
-    last = [_cpu.channels_last(normal(*shape, seed=i)) for i in (0, 1)]
+    last = [lib.channels_last(normal(*shape, seed=i)) for i in (0, 1)]
     plain = [np.ascontiguousarray(a) for a in last]
     for a, b in ((last[0], last[1]), (last[0], plain[1]), (plain[0], last[1])):
-        x, w = cg.Tensor(a, True), cg.Tensor(b, True)
+        x, w = tensor_on(a, True), tensor_on(b, True)
         y = LAYOUT[name](x, w)
         if name in BINARY or a is last[0]:
-            assert _cpu.is_channels_last(y.array)
+            assert lib.is_channels_last(y.array)
         np.testing.assert_array_equal(
-            y.array, LAYOUT[name](cg.Tensor(plain[0]), cg.Tensor(plain[1])).array
+            values(y), values(LAYOUT[name](tensor_on(plain[0]), tensor_on(plain[1])))
         )
         if y.requires_grad:
             y.sum().backward()
             if a is last[0]:
-                assert _cpu.is_channels_last(x.grad.array)
+                assert lib.is_channels_last(x.grad.array)
 
 
 def test_strided_operands():
     x = normal(4, 6, 5)
     for view in (x[::-1], x[:, ::-2], x.transpose(2, 0, 1), x[:, :, ::2], x[:0]):
-        t = cg.Tensor(view)
-        np.testing.assert_array_equal((t * 2.0 + t).array, view * 2 + view)
-        np.testing.assert_array_equal((-t).array, -view)
-        np.testing.assert_allclose(t.exp().array, np.exp(view), rtol=1e-6)  # both within 4 ULP
-        np.testing.assert_allclose(t.sum(1).array, view.sum(1), rtol=1e-5, atol=1e-6)
+        t = tensor_on(view)
+        np.testing.assert_array_equal(values(t * 2.0 + t), view * 2 + view)
+        np.testing.assert_array_equal(values(-t), -view)
+        np.testing.assert_allclose(values(t.exp()), np.exp(view), rtol=1e-6)  # both within 4 ULP
+        np.testing.assert_allclose(values(t.sum(1)), view.sum(1), rtol=1e-5, atol=1e-6)
 
 
 # ---- errors ----

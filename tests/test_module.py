@@ -9,6 +9,7 @@ import pytest
 
 import convgrad as cg
 from convgrad import nn
+from tests.device import values
 
 
 class Net(nn.Module):
@@ -122,26 +123,26 @@ def test_parameter():
 @pytest.mark.quick
 def test_load_state_dict_copies_arrays_and_tensors():
     source, net = Net(), Net()
-    arrays = {k: np.ascontiguousarray(t.array).astype(np.float64)
+    arrays = {k: np.ascontiguousarray(values(t)).astype(np.float64)
               for k, t in source.state_dict().items()}  # fmt: skip
     arrays["count"] = np.array([7])
     weight = net.body[0].weight
-    array, version = weight.array, weight.version[0]
+    array, version = values(weight), weight.version[0]
     assert repr(net.load_state_dict(arrays)) == "<All keys matched successfully>"
     assert weight.array is array and weight.array.dtype == np.float32
     assert weight.array.strides[1] == 4 and weight.version[0] == version + 1
     for key, t in net.state_dict().items():
-        np.testing.assert_array_equal(t.array, arrays[key])
+        np.testing.assert_array_equal(values(t), arrays[key])
     net.load_state_dict(source.state_dict())
-    assert net.count.array[0] == 0
+    assert values(net.count)[0] == 0
     state = net.state_dict()
     state["scale"].array[...] = 5
-    assert net.scale.array[0] == 5, "a state shares memory"
+    assert values(net.scale)[0] == 5, "a state shares memory"
 
 
 def test_load_state_dict_names_every_problem():
     net = Net()
-    before = {k: t.array.copy() for k, t in net.state_dict().items()}
+    before = {k: values(t).copy() for k, t in net.state_dict().items()}
     state = dict(before)
     del state["first.weight"], state["count"]
     state["extra"] = state["more.extra"] = np.zeros(2)
@@ -159,7 +160,7 @@ def test_load_state_dict_names_every_problem():
     ):
         assert part in str(error.value)
     for key, t in net.state_dict().items():
-        np.testing.assert_array_equal(t.array, before[key], err_msg="nothing may have changed")
+        np.testing.assert_array_equal(values(t), before[key], err_msg="nothing may have changed")
     with pytest.raises(nn.StateDictError, match="Wrong shape") as error:
         net.load_state_dict(state, strict=False)
     assert "Missing" not in str(error.value)
@@ -167,7 +168,7 @@ def test_load_state_dict_names_every_problem():
     keys = net.load_state_dict(state, strict=False)
     assert keys.missing_keys == ["scale", "count", "first.weight", "body.0.weight"]
     assert keys.unexpected_keys == ["extra", "more.extra"] and "extra" in repr(keys)
-    assert net.first.bias.array[0] == before["first.bias"][0] + 1
+    assert values(net.first.bias)[0] == before["first.bias"][0] + 1
     with pytest.raises(TypeError, match="'scale' must be numbers. Got dtype <U1"):
         net.load_state_dict({"scale": np.array(["a", "b"])})
 
@@ -176,7 +177,7 @@ def test_hooks():
     net = nn.Linear(2, 2)
     calls = []
     x = cg.tensor(np.ones((1, 2), np.float32))
-    plain = net(x).array
+    plain = values(net(x))
     first = net.register_forward_hook(lambda m, args, y: calls.append(("post", m is net, y.shape)))
     pre = net.register_forward_pre_hook(lambda m, args: calls.append(("pre", len(args))))
     net(x)
@@ -186,9 +187,9 @@ def test_hooks():
     first.remove()
     net(x)
     assert len(calls) == 2
-    twice = cg.tensor(2 * x.array)
+    twice = cg.tensor(2 * values(x))
     with net.register_forward_pre_hook(lambda m, args: twice):
-        np.testing.assert_allclose(net(x).array, plain * 2 - net.bias.array, rtol=1e-5)
+        np.testing.assert_allclose(values(net(x)), plain * 2 - values(net.bias), rtol=1e-5)
     with net.register_forward_hook(lambda m, args, y: "replaced"):
         assert net(x) == "replaced"
     order = []
@@ -204,7 +205,7 @@ def test_hooks():
     assert order == ["a", "b", ["input"]]
     for handle in handles:
         handle.remove()
-    np.testing.assert_array_equal(net(x).array, plain)
+    np.testing.assert_array_equal(values(net(x)), plain)
 
 
 def test_modes_and_gradients():
@@ -221,7 +222,7 @@ def test_modes_and_gradients():
     net(cg.tensor(np.ones((1, 3), np.float32))).backward(cg.tensor(np.ones((1, 4), np.float32)))
     assert net.first.bias.grad is not None
     net.zero_grad(set_to_none=False)
-    assert not net.first.bias.grad.array.any()
+    assert not values(net.first.bias.grad).any()
     net.zero_grad()
     assert net.first.bias.grad is None
     names = []
@@ -255,7 +256,7 @@ def test_copies(clone):
     assert list(other.state_dict()) == KEYS
     for a, b in zip(net.parameters(), other.parameters()):
         assert a is not b and isinstance(b, nn.Parameter) and a.requires_grad == b.requires_grad
-        np.testing.assert_array_equal(a.array, b.array)
+        np.testing.assert_array_equal(values(a), values(b))
         assert a.array.strides == b.array.strides and not np.shares_memory(a.array, b.array)
     assert other.first(cg.tensor(np.ones((1, 3), np.float32))) == "hooked"
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -273,7 +274,7 @@ def test_sequential():
     a, b, c = nn.Identity(), nn.Linear(2, 3), nn.Linear(3, 1)
     net = nn.Sequential(a, b, c)
     x = cg.tensor(np.ones((4, 2), np.float32))
-    np.testing.assert_array_equal(net(x).array, c(b(x)).array)
+    np.testing.assert_array_equal(values(net(x)), values(c(b(x))))
     assert len(net) == 3 and list(net) == [a, b, c] and net[-1] is c and b in net
     assert list(net[1:]) == [b, c] and isinstance(net[1:], nn.Sequential)
     assert next(iter(net[1:].state_dict())) == "1.weight", "slices keep names, as PyTorch's"

@@ -9,6 +9,7 @@ import pytest
 
 import convgrad as cg
 from convgrad import nn
+from tests.device import values
 
 SIGNAL, IMAGE, VOLUME = (2, 4, 9), (2, 4, 8, 7), (2, 4, 5, 6, 7)
 BY_RANK = {1: SIGNAL, 2: IMAGE, 3: VOLUME}
@@ -102,16 +103,16 @@ def test_layer_is_pytorchs(torch, name):
         theirs.train(training)
         ours.train(training)
         x = rng.standard_normal(shape).astype(np.float32)
-        y = ours(cg.tensor(x)).array
+        y = values(ours(cg.tensor(x)))
         np.testing.assert_allclose(
             y, theirs(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5
         )
     for key, value in theirs.state_dict().items():  # running statistics
         np.testing.assert_allclose(
-            ours.state_dict()[key].array, value.numpy(), rtol=1e-4, atol=1e-5, err_msg=key
+            values(ours.state_dict()[key]), value.numpy(), rtol=1e-4, atol=1e-5, err_msg=key
         )
     clone = copy.deepcopy(ours)
-    np.testing.assert_array_equal(clone(cg.tensor(x)).array, y)
+    np.testing.assert_array_equal(values(clone(cg.tensor(x))), y)
 
 
 def test_max_unpool(torch):
@@ -124,7 +125,7 @@ def test_max_unpool(torch):
             y, indices = pool(tensor(x))
             outputs.append((repr(unpool), unpool(y, indices, output_size=shape)))
         assert outputs[0][0] == outputs[1][0]
-        np.testing.assert_array_equal(outputs[0][1].array, outputs[1][1].numpy())
+        np.testing.assert_array_equal(values(outputs[0][1]), outputs[1][1].numpy())
 
 
 def test_transposed_output_size(torch):
@@ -135,7 +136,7 @@ def test_transposed_output_size(torch):
         x = np.random.default_rng(d).standard_normal(shape).astype(np.float32)
         sizes = [2 * n for n in shape[2:]]
         for size in (sizes, [2, 3, *sizes], None):
-            y = ours(cg.tensor(x), output_size=size).array
+            y = values(ours(cg.tensor(x), output_size=size))
             expected = theirs(torch.tensor(x), output_size=size).detach().numpy()
             assert y.shape == expected.shape
             np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
@@ -187,7 +188,7 @@ def test_loss_is_pytorchs(torch, index, reduction):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     rng = np.random.default_rng(0)
     arrays = [kind(rng, (6, 5)) for kind in kinds]
-    got = ours(*map(cg.tensor, arrays)).array
+    got = values(ours(*map(cg.tensor, arrays)))
     expected = theirs(*map(torch.tensor, arrays)).numpy()
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
@@ -197,15 +198,17 @@ def test_loss_is_pytorchs(torch, index, reduction):
 def test_layers_of_our_own():
     rng = np.random.default_rng(0)
     x = cg.tensor(normal(rng, (2, 6, 5)))
-    np.testing.assert_array_equal(nn.Maxout(3)(x).array, x.array.reshape(2, 2, 3, 5).max(axis=2))
+    np.testing.assert_array_equal(
+        values(nn.Maxout(3)(x)), values(x).reshape(2, 2, 3, 5).max(axis=2)
+    )
     assert repr(nn.Maxout(3)) == "Maxout(k=3)"
     y, t = cg.tensor(normal(rng, (8,))), cg.tensor(signs(rng, (8,)))
     np.testing.assert_allclose(
-        nn.HingeLoss()(y, t).array, np.maximum(0, 1 - t.array * y.array).mean(), rtol=1e-6
+        values(nn.HingeLoss()(y, t)), np.maximum(0, 1 - values(t) * values(y)).mean(), rtol=1e-6
     )
     logits, target = cg.tensor(normal(rng, (2, 3, 4, 4))), cg.tensor(rng.integers(0, 3, (2, 4, 4)))
     loss = nn.DiceLoss(smooth=1.0)
-    assert 0 < float(loss(logits, target).array) < 1 and repr(loss) == "DiceLoss(smooth=1.0)"
+    assert 0 < float(values(loss(logits, target))) < 1 and repr(loss) == "DiceLoss(smooth=1.0)"
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -217,10 +220,10 @@ def test_locally_connected(d):
     assert layer(x).shape == (2, 3, *(3,) * d)
     # With the same weights at every position it is a convolution.
     conv = getattr(nn, f"Conv{d}d")(2, 3, 3, stride=2, padding=1)
-    shared = conv.weight.array.reshape(3, 2, *(1,) * d, *(3,) * d)
+    shared = values(conv.weight).reshape(3, 2, *(1,) * d, *(3,) * d)
     layer.weight.array[...] = shared
-    layer.bias.array[...] = conv.bias.array.reshape(3, *(1,) * d)
-    np.testing.assert_allclose(layer(x).array, conv(x).array, rtol=1e-4, atol=1e-5)
+    layer.bias.array[...] = values(conv.bias).reshape(3, *(1,) * d)
+    np.testing.assert_allclose(values(layer(x)), values(conv(x)), rtol=1e-4, atol=1e-5)
     none = getattr(nn, f"LocallyConnected{d}d")(2, 3, 6, 3, bias=False)
     assert none.bias is None and "bias=False" in repr(none)
     with pytest.raises(ValueError, match=r"fit into the padded input. Got input_size \(2"):
@@ -256,11 +259,11 @@ def test_every_layer_is_covered():
 def test_dropout_follows_training_mode():
     x = cg.tensor(np.ones((4, 8, 10, 10), np.float32))
     for layer, whole in ((nn.Dropout(0.5), False), (nn.Dropout2d(0.5), True)):
-        y = layer(x).array
+        y = values(layer(x))
         assert set(np.unique(y)) == {0.0, 2.0}
         per_channel = y.reshape(32, 100)
         assert (per_channel.min(1) == per_channel.max(1)).all() == whole
-        np.testing.assert_array_equal(layer.eval()(x).array, x.array)
+        np.testing.assert_array_equal(values(layer.eval()(x)), values(x))
     with pytest.raises(ValueError, match=r"\[Dropout1d\] p must be from 0 to 1. Got 1.5"):
         nn.Dropout1d(1.5)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
-from convgrad import _cpu
+from tests.device import lib, values
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -119,8 +119,8 @@ def test_whole_numbers_are_exact():
     )
     np.testing.assert_array_equal(db, dy.sum((0, 2, 3), dtype=np.float64))
     exact = x.astype(np.float64)
-    np.testing.assert_array_equal(mean.array, exact.mean((0, 2, 3)).astype(np.float32))
-    np.testing.assert_allclose(var.array, exact.var((0, 2, 3), ddof=1), rtol=2e-7)
+    np.testing.assert_array_equal(values(mean), exact.mean((0, 2, 3)).astype(np.float32))
+    np.testing.assert_allclose(values(var), exact.var((0, 2, 3), ddof=1), rtol=2e-7)
 
 
 def test_variance_far_from_zero():
@@ -131,9 +131,9 @@ def test_variance_far_from_zero():
     var = cg.tensor(np.zeros(6, np.float32))
     F.batch_norm(cg.tensor(x), cg.tensor(np.zeros(6, np.float32)), var, training=True, momentum=1.0)
     exact = x.astype(np.float64).var((0, 2, 3), ddof=1)
-    np.testing.assert_allclose(var.array, exact, rtol=1e-6)
+    np.testing.assert_allclose(values(var), exact, rtol=1e-6)
     constant = np.full((2, 3, 5), 0.1, np.float32)
-    y = F.instance_norm(cg.tensor(constant)).array
+    y = values(F.instance_norm(cg.tensor(constant)))
     np.testing.assert_array_equal(y, np.zeros_like(constant))
 
 
@@ -157,27 +157,27 @@ def test_relu_and_residual_are_the_separate_ops(shape, dtype, with_residual, per
     residual = rng.standard_normal(shape).astype(dtype) if with_residual else None
     x.flat[3], dy.flat[7] = -np.inf, np.nan
     args = "norm", x, w, b, None, None, per_sample, groups, True, 0.1, 1e-5
-    plain, mean, var = _cpu.norm_forward(*args)
+    plain, mean, var = lib.norm_forward(*args)
     if with_residual:
-        plain = _cpu.add(plain, _cpu.channels_last(residual))
-    expected = F.relu(cg.tensor(plain)).array
-    y, *statistics = _cpu.norm_forward(*args, relu=True, residual=residual)
+        plain = lib.add(plain, lib.channels_last(residual))
+    expected = values(F.relu(cg.tensor(plain)))
+    y, *statistics = lib.norm_forward(*args, relu=True, residual=residual)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(statistics, [mean, var])
-    unfused = _cpu.norm_forward(*args, residual=residual)[0]
+    unfused = lib.norm_forward(*args, residual=residual)[0]
     np.testing.assert_array_equal(unfused, plain)
 
     args = x, w, mean, var, per_sample, groups, False, 1e-5, True, True, True
     masked = np.where(y <= 0, dtype(0), dy)
-    *grads, rest = _cpu.norm_backward("norm", masked, *args)
+    *grads, rest = lib.norm_backward("norm", masked, *args)
     assert rest is None
-    got = _cpu.norm_backward("norm", dy, *args, mask=y, need_residual=True)
+    got = lib.norm_backward("norm", dy, *args, mask=y, need_residual=True)
     for g, e in zip(got, [*grads, masked], strict=True):
         np.testing.assert_array_equal(g, e)
-    got = _cpu.norm_backward("norm", dy, *args, mask=y)
+    got = lib.norm_backward("norm", dy, *args, mask=y)
     for g, e in zip(got, [*grads, None], strict=True):
         np.testing.assert_array_equal(g, e)
-    got = _cpu.norm_backward("norm", dy, *args, need_residual=True)
+    got = lib.norm_backward("norm", dy, *args, need_residual=True)
     np.testing.assert_array_equal(got[3], dy)
 
 
@@ -235,7 +235,7 @@ def test_running_statistics_parity(torch, kind, training):
             [x + step, w, b],
         )
         for a, t in zip(ours, theirs):
-            np.testing.assert_allclose(a.array, t.numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(values(a), t.numpy(), rtol=1e-5, atol=1e-6)
     assert [t.version[0] for t in ours] == [v + 3 * training for v in versions]
 
 
@@ -263,7 +263,7 @@ def test_empty_batch():
         y, dx, dw, db = forward_and_gradients(op, [x, w, b])
         assert y.shape == dx.shape == x.shape
         assert not dw.any() and not db.any()
-    np.testing.assert_array_equal(mean.array, np.ones(3))
+    np.testing.assert_array_equal(values(mean), np.ones(3))
 
 
 @settings(max_examples=30, deadline=None)
@@ -292,10 +292,10 @@ def test_any_shape_and_strides(spatial, n, c, way):
 def test_layout():
     for shape in ((3, 5, 4, 4), (3, 1, 4, 4), (3, 5, 1, 1), (2, 4, 3, 3, 3)):
         x = RNG(10).standard_normal(shape).astype(np.float32)
-        for view in (x, cg._cpu.channels_last(x)):
+        for view in (x, lib.channels_last(x)):
             for op in (batch, group(1)):
                 y, dx = forward_and_gradients(lambda x: op(x, None, None), [view])  # noqa: B023
-                assert cg._cpu.is_channels_last(y) and cg._cpu.is_channels_last(dx)
+                assert lib.is_channels_last(y) and lib.is_channels_last(dx)
 
 
 @pytest.mark.quick

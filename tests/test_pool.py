@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convgrad as cg
-from convgrad import _cpu as lib
 from convgrad import functional as F
 from tests import helpers
+from tests.device import lib, raises_for_value, values
 from tests.reference import pool as reference
 
 pytestmark = pytest.mark.kernel
@@ -29,16 +29,16 @@ def check_max(fn, x, axes):
     leaf = cg.tensor(x, requires_grad=True)
     y, index = fn(leaf, return_indices=True)
     expected, where = reference.max_pool(x, axes)
-    np.testing.assert_array_equal(y.array, expected)
-    np.testing.assert_array_equal(index.array, where)
+    np.testing.assert_array_equal(values(y), expected)
+    np.testing.assert_array_equal(values(index), where)
     assert index.array.dtype == np.int64 and not index.requires_grad
-    np.testing.assert_array_equal(fn(cg.tensor(x)).array, expected)
+    np.testing.assert_array_equal(values(fn(cg.tensor(x))), expected)
     dy = helpers.integers(np.random.default_rng(3), y.shape, dtype=x.dtype)
     y.backward(cg.tensor(dy))
     np.testing.assert_array_equal(
-        leaf.grad.array, reference.max_pool_backward(dy, where, x.shape[2:])
+        values(leaf.grad), reference.max_pool_backward(dy, where, x.shape[2:])
     )
-    assert all(lib.is_channels_last(a) for a in (y.array, index.array, leaf.grad.array))
+    assert all(lib.is_channels_last(a) for a in (values(y), values(index), values(leaf.grad)))
 
 
 def check_avg(fn, x, axes, padding, *options):
@@ -46,11 +46,11 @@ def check_avg(fn, x, axes, padding, *options):
     leaf = cg.tensor(x, requires_grad=True)
     y = fn(leaf)
     tol = {"rtol": 4 * np.finfo(x.dtype).eps, "atol": 1e-5 if x.dtype == np.float32 else 1e-12}
-    np.testing.assert_allclose(y.array, reference.avg_pool(x, axes, padding, *options), **tol)
+    np.testing.assert_allclose(values(y), reference.avg_pool(x, axes, padding, *options), **tol)
     dy = helpers.integers(np.random.default_rng(3), y.shape, dtype=x.dtype)
     y.backward(cg.tensor(dy))
     expected = reference.avg_pool_backward(dy, axes, x.shape[2:], padding, *options)
-    np.testing.assert_allclose(leaf.grad.array, expected, **tol)
+    np.testing.assert_allclose(values(leaf.grad), expected, **tol)
     assert lib.is_channels_last(y.array) and lib.is_channels_last(leaf.grad.array)
 
 
@@ -212,7 +212,7 @@ def test_nan_infinity_and_ties():
         many = np.repeat(x, c, 1)
         axes = reference.windows([10], [2], [2], [0], [1], False)
         check_max(lambda t, **options: F.max_pool1d(t, 2, **options), many, axes)
-    y = F.avg_pool1d(cg.tensor(x), 2).array
+    y = values(F.avg_pool1d(cg.tensor(x), 2))
     np.testing.assert_array_equal(y, [[[np.nan, 2.5, -np.inf, np.nan, np.nan]]])
 
 
@@ -229,10 +229,10 @@ def test_adjoint_identity_of_average_is_exact():
 def test_long_averages_are_near_float64(shape, kernel):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     if kernel is None:
-        y = F.adaptive_avg_pool2d(cg.tensor(x), 1).array
+        y = values(F.adaptive_avg_pool2d(cg.tensor(x), 1))
         windows = [(slice(None), slice(None))]
     else:
-        y = F.avg_pool2d(cg.tensor(x), kernel, 20).array
+        y = values(F.avg_pool2d(cg.tensor(x), kernel, 20))
         windows = [(slice(i, i + kernel), slice(j, j + kernel)) for i in (0, 20) for j in (0, 20)]
     exact = np.stack([x[(..., *w)].astype(float).mean((-2, -1)) for w in windows], -1)
     flat = [x[(..., *w)].reshape(*shape[:2], -1) for w in windows]
@@ -267,7 +267,7 @@ def test_same_bits_for_any_threads():
         ):
             out += helpers.forward_and_gradients(fn, [x])
         y, index = F.max_pool2d(cg.tensor(x), 3, 1, return_indices=True)
-        out += helpers.forward_and_gradients(lambda t: F.max_unpool2d(t, index, 3, 1), [y.array])
+        out += helpers.forward_and_gradients(lambda t: F.max_unpool2d(t, index, 3, 1), [values(y)])
         return out
 
     helpers.assert_same_bits_for_any_threads(run)
@@ -311,11 +311,11 @@ def test_unpool(data):
     for i, j in np.ndindex(*shape[:2]):
         for at, v in zip(flat[i, j], x[i, j].ravel()):
             expected[i, j, at] = v
-    np.testing.assert_array_equal(y.array, expected.reshape(y.shape))
+    np.testing.assert_array_equal(values(y), expected.reshape(y.shape))
     dy = helpers.integers(rng, y.shape)
     y.backward(cg.tensor(dy))
     gathered = np.take_along_axis(dy.reshape(expected.shape), flat, -1)
-    np.testing.assert_array_equal(leaf.grad.array, gathered.reshape(shape))
+    np.testing.assert_array_equal(values(leaf.grad), gathered.reshape(shape))
     assert lib.is_channels_last(y.array) and lib.is_channels_last(leaf.grad.array)
 
 
@@ -323,14 +323,14 @@ def test_unpool_errors():
     x = zeros(1, 2, 3, 3)
     index = cg.tensor(np.zeros((1, 2, 3, 3), np.int64))
     for bad in (36, -1):
-        wrong = index.array.copy()
+        wrong = values(index).copy()
         wrong[0, 1, 2, 1] = bad
-        with pytest.raises(ValueError, match=rf"from 0 to 35. Got {bad}"):
+        with raises_for_value(ValueError, rf"from 0 to 35. Got {bad}", bad):
             F.max_unpool2d(x, cg.tensor(wrong), 2)
     with pytest.raises(ValueError, match=r"\(6, 6\) by less than the stride.*Got \(8, 6\)"):
         F.max_unpool2d(x, index, 2, output_size=(8, 6))
     with pytest.raises(ValueError, match=r"input's shape. Got \(1, 2, 3, 2\)"):
-        F.max_unpool2d(x, cg.tensor(index.array[..., :2]), 2)
+        F.max_unpool2d(x, cg.tensor(values(index)[..., :2]), 2)
     with pytest.raises(TypeError, match=r"indices must be int64. Got float32"):
         F.max_unpool2d(x, x, 2)
     with pytest.raises(ValueError, match=r"3 axes, \(N, C, ...\).*Got shape \(1, 2, 3, 3\)"):
@@ -413,7 +413,7 @@ def test_parity(torch, dtype):
             )
         _, theirs = getattr(T, f"max_pool{spatial}d")(torch.tensor(x), 3, 2, 1, return_indices=True)
         _, ours = MAX[spatial](cg.tensor(x), 3, 2, 1, return_indices=True)
-        np.testing.assert_array_equal(ours.array, theirs.numpy())
+        np.testing.assert_array_equal(values(ours), theirs.numpy())
         size = x.shape[2:]
         helpers.assert_parity(
             torch,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 import convgrad.functional as F
-from convgrad import _cpu
+from tests.device import lib, tensor_on, values
 from tests.helpers import (
     assert_gradients,
     assert_near_float64,
@@ -57,7 +57,7 @@ def test_near_float64(op, log, shape, dim):
 def test_equal_inputs_exactly(op, log):
     """Equal inputs, whatever they are: 1 / n, a power of two."""
     for value in (0.0, 3e38, -3e38, 1e-45):
-        y = getattr(F, op)(cg.tensor(np.full((3, 64, 5), value, np.float32)), 1).array
+        y = values(getattr(F, op)(cg.tensor(np.full((3, 64, 5), value, np.float32)), 1))
         assert (y == (np.float32(np.log(1 / 64)) if log else np.float32(1 / 64))).all()
 
 
@@ -81,7 +81,7 @@ def test_infinities_and_nan_as_in_torch(torch, op, log, dim):
     x[1, 2], x[2, 3], x[3, 4], x[4, 5] = np.inf, -np.inf, np.nan, 1e38
     for a in (x, x.astype(np.float64), x[1:, 1:3], x[2:3], x[3:, :2]):
         theirs = getattr(torch.nn.functional, op)(torch.tensor(a), dim).numpy()
-        ours = getattr(F, op)(cg.tensor(a), dim).array
+        ours = values(getattr(F, op)(cg.tensor(a), dim))
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
@@ -106,30 +106,30 @@ def test_any_shape_and_strides(shape, steps, data):
     rng = np.random.default_rng(3)
     whole = rng.standard_normal([abs(s) * n for s, n in zip(steps, shape)])
     x = whole[tuple(slice(None, None, s) for s in steps[: len(shape)])]
-    t = cg.Tensor(x, requires_grad=True)
+    t = tensor_on(x, requires_grad=True)
     y = F.softmax(t, dim)
     y.backward(cg.tensor(np.ones(shape)))
     assert y.shape == tuple(shape) == t.grad.shape
     if x.size:
-        np.testing.assert_allclose(y.array, reference.softmax(x, dim), rtol=1e-13)
-        np.testing.assert_allclose(t.grad.array, 0, atol=1e-14)
+        np.testing.assert_allclose(values(y), reference.softmax(x, dim), rtol=1e-13)
+        np.testing.assert_allclose(values(t.grad), 0, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4), (2, 3, 1, 1)])
 def test_channels_last_stays(shape):
     x = np.moveaxis(np.ones((shape[0], *shape[2:], shape[1]), np.float32), -1, 1)
     for dim in range(len(shape)):
-        t = cg.Tensor(x, requires_grad=True)
+        t = tensor_on(x, requires_grad=True)
         y = F.log_softmax(t, dim)
         y.backward(cg.tensor(np.ones(shape, np.float32)))  # C order: mixed with channels-last
-        assert _cpu.is_channels_last(y.array) and _cpu.is_channels_last(t.grad.array)
+        assert lib.is_channels_last(y.array) and lib.is_channels_last(t.grad.array)
 
 
 def test_dtype_converts_before():
     x = cg.tensor(np.array([[1, 2, 3]], np.int64))
     y = F.softmax(x, 1, dtype=np.float64)
     np.testing.assert_allclose(
-        y.array, reference.softmax(x.array.astype(np.float64), 1), rtol=1e-14
+        values(y), reference.softmax(values(x).astype(np.float64), 1), rtol=1e-14
     )
     half = cg.tensor(np.ones((1, 4), np.float32), requires_grad=True)
     F.log_softmax(half, 1, dtype=np.float64).sum().backward()
@@ -148,4 +148,4 @@ def test_errors_name_the_values():
     with pytest.raises(TypeError, match=r"\[softmax\] input .* Got int64"):
         F.softmax(cg.tensor(np.ones((2, 2), np.int64)), 1)
     with pytest.raises(ValueError, match=r"\[softmax\] The gradient .*\(2, 6\)\. Got \(2, 5\)"):
-        _cpu.softmax_backward(x.array, np.ones((2, 5), np.float32), 1, False)
+        lib.softmax_backward(x.array, np.ones((2, 5), np.float32), 1, False)

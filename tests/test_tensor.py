@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convgrad as cg
-from convgrad import _cpu
+from tests.device import lib, tensor_on, values
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_conversions(torch):
     for name in ("float", "double", "long", "int", "bool"):
         ours, theirs = getattr(cg.tensor(x), name)(), getattr(torch.tensor(x), name)()
         assert ours.dtype.name == str(theirs.dtype).removeprefix("torch.")
-        np.testing.assert_array_equal(ours.array, theirs.numpy())
+        np.testing.assert_array_equal(values(ours), theirs.numpy())
     t = cg.tensor(x)
     assert t.float() is t and t.to("cpu") is t and t.cpu() is t and t.to(cg.float32) is t
     assert t.to("cpu", cg.float64).dtype == np.float64 and t.to(dtype=cg.int64).dtype == np.int64
@@ -126,7 +126,7 @@ IN_PLACE = {
 def test_in_place(torch, name):
     x = normal(3, 4)
     ours, theirs = cg.tensor(x), torch.tensor(x)
-    array = ours.array
+    array = values(ours)
     assert IN_PLACE[name](ours) is ours
     IN_PLACE[name](theirs)
     assert ours.array is array and ours.version[0] >= 1
@@ -167,12 +167,12 @@ def test_augmented_assignment(torch):
         total += out
         return total
 
-    for lib in (cg, torch):
-        x = lib.tensor([1.0, 2.0, 3.0], requires_grad=True)
-        residual(lib, x).sum().backward()
+    for library in (cg, torch):
+        x = library.tensor([1.0, 2.0, 3.0], requires_grad=True)
+        residual(library, x).sum().backward()
         np.testing.assert_allclose(np.asarray(x.grad), 4.5 - np.array([1.0, 2.0, 3.0]))
     x = cg.zeros(2)
-    array = x.array
+    array = values(x)
     x += 1.0
     x *= cg.tensor([2.0, 3.0])
     assert x.array is array and x.tolist() == [2, 3]
@@ -189,15 +189,15 @@ def test_augmented_assignment(torch):
 
 @pytest.mark.quick
 def test_deepcopy_and_pickle():
-    x = cg.Tensor(_cpu.channels_last(normal(2, 3, 4, 5)), True)
+    x = tensor_on(lib.channels_last(normal(2, 3, 4, 5)), True)
     (x * x).sum().backward()
     for y in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
         assert y.requires_grad and y.is_leaf and y.dtype == x.dtype
-        np.testing.assert_array_equal(y.array, x.array)
+        np.testing.assert_array_equal(values(y), values(x))
         assert not np.shares_memory(y.array, x.array)
     y = copy.deepcopy(x)
-    assert _cpu.is_channels_last(y.array)
-    np.testing.assert_array_equal(y.grad.array, x.grad.array)
+    assert lib.is_channels_last(y.array)
+    np.testing.assert_array_equal(values(y.grad), values(x.grad))
     assert not np.shares_memory(y.grad.array, x.grad.array)
     pair = copy.deepcopy([x, x])
     assert pair[0] is pair[1]
