@@ -3,7 +3,7 @@ PYTHON ?= python
 ISAS ?= all
 BUILD ?= build/dev
 
-.PHONY: build sim cuda test quick lint format clean
+.PHONY: build sim cuda test test-sim quick lint format clean
 build:  ## compile in place: python/convgrad/_cpu*.so
 	cmake -S . -B $(BUILD) -G Ninja -DCONVGRAD_ISAS="$(ISAS)" -DCMAKE_INSTALL_PREFIX=python \
 	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
@@ -19,6 +19,8 @@ sim cuda:  ## the same for the CUDA kernels: in the simulator, for a GPU (nvcc)
 	cmake --install $(BUILD)-$@ > /dev/null
 test: build
 	PYTHONPATH=python $(PYTHON) -m pytest
+test-sim: build sim  ## the kernel tests on the simulated GPU
+	CONVGRAD_CUDA_SIM=1 CONVGRAD_TEST_DEVICE=cuda PYTHONPATH=python $(PYTHON) -m pytest -m kernel
 quick: build
 	PYTHONPATH=python $(PYTHON) -m pytest -m quick
 lint:

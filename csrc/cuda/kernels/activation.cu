@@ -112,11 +112,12 @@ struct Gelu {
 template <class T>
 struct GeluTanh {
   static constexpr double kScale = 0.7978845608028654, kCubic = 0.044715;
+  static constexpr T kFlat = sizeof(T) == 4 ? T(11) : T(40);  // the gate is 0 and 1 from here on
 
   // sigmoid(2 k (x + q x^3)). The argument is in double: the exponential magnifies its rounding.
   __device__ static T gate(T x) {
     const T a = std::abs(x);
-    const double w = a > T(11) ? T(11) : a;  // gives 0 and 1 of itself
+    const double w = a > kFlat ? kFlat : a;
     const double minus = w * (-2 * kScale - 2 * kScale * kCubic * (w * w));
     const T high = T(minus), e = exponential(high, T(minus - high));
     return (x >= T(0) ? T(1) : e) / (T(1) + e);

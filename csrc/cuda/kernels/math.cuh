@@ -29,8 +29,7 @@ __device__ inline float exponential(float high, float low = 0) {
   return (r * r * q + r + 1.0f) * two_to(half) * two_to(whole - half);
 }
 __device__ inline double exponential(double high, double low = 0) {
-  const double e = std::exp(high);
-  return e + e * low;
+  return std::exp(high) * (1 + low);
 }
 
 template <class T>
@@ -48,10 +47,12 @@ __device__ T bell(T a) {
   return exponential(T(-0.5) * square, T(-0.5) * std::fma(a, a, -square));
 }
 
-// For X ~ N(0, 1) and a >= 0: P(X > a) = tail_ratio(a) / (1 + a / 4) e^(-a^2 / 2), a minimax fit up
-// to 14.6, where it underflows. Nothing cancels in it.
-__device__ inline float tail_ratio(float a) {
-  const float v = (0.390625f - 0.15234375f * a) / (1.0f + 0.25f * a);
+// For X ~ N(0, 1) and a >= 0: P(X > a) = tail_ratio(a, g) g e^(-a^2 / 2), g = 1 / (1 + a / 4), a
+// minimax fit up to 14.6, where it underflows. Its last steps are as exact as V is.
+template <class V>
+__device__ V tail_ratio(V a, V g) {
+  const V exact = (V(0.390625f) - V(0.15234375f) * a) * g;
+  const float v = float(exact);
   float p = 1.69514362e-2f * v + 2.81023886e-2f;
   p = p * v - 3.29376608e-2f;
   p = p * v - 8.89612362e-2f;
@@ -59,8 +60,7 @@ __device__ inline float tail_ratio(float a) {
   p = p * v + 0.262301087f;
   p = p * v + 0.484245569f;
   p = p * v + 0.527536631f;
-  p = p * v + 0.403324425f;
-  return p * v + 0.227220431f;
+  return (V(p) * exact + V(0.403324425f)) * exact + V(0.227220431f);
 }
 // P(X > a) for 0 <= a <= 0.7
 __device__ inline float centre_tail(float a) {
@@ -73,16 +73,18 @@ __device__ inline float centre_tail(float a) {
 
 // P(X > a), a >= 0, given e^(-a^2 / 2).
 __device__ inline float normal_tail(float a, float bell_of_a) {
-  return a < 0.7f ? centre_tail(a) : tail_ratio(a) / (1.0f + 0.25f * a) * bell_of_a;
+  if (a < 0.7f) return centre_tail(a);
+  const float g = 1.0f / (1.0f + 0.25f * a);
+  return tail_ratio(a, g) * g * bell_of_a;
 }
 __device__ inline double normal_tail(double a, double) {
   return 0.5 * std::erfc(0.7071067811865476 * a);
 }
-// a P(X > a). The last products are in double, or their roundings would add up to more than 4 ULP.
+// a P(X > a). The last steps are in double, or their roundings would add up to more than 4 ULP.
 __device__ inline float times_normal_tail(float a) {
   if (a < 0.7f) return a * centre_tail(a);
-  const double w = a;
-  return float(w * tail_ratio(a) / (1.0 + 0.25 * w) * bell(a));
+  const double w = a, g = 1 / (1 + 0.25 * w);
+  return float(w * g * tail_ratio(w, g) * bell(a));
 }
 __device__ inline double times_normal_tail(double a) { return a * normal_tail(a, 0.0); }
 

@@ -72,14 +72,8 @@ __global__ void __launch_bounds__(kThreads, 3)
     const T* image = x + p.n * s.in_pixels() * s.c + p.c;
     Best<T, W> best;
     best.begin(first_tap(s, d, h, w));
-    for (int64_t kd = d.lo; kd < d.hi; ++kd)
-      for (int64_t kh = h.lo; kh < h.hi; ++kh) {
-        const int64_t row = (d.first + kd * s.dil[0]) * s.in[1] + h.first + kh * s.dil[1];
-        const int64_t tap0 = (kd * s.ker[1] + kh) * s.ker[2];
-        for (int64_t kw = w.lo; kw < w.hi; ++kw)
-          best.offer(load_pack<W>(image + (row * s.in[2] + w.first + kw * s.dil[2]) * s.c),
-                     tap0 + kw);
-      }
+    for_taps(s, d, h, w, image,
+             [&](const T* at, int32_t number) { best.offer(load_pack<W>(at), number); });
     best.store(y, tap, i * W);
   }
 }

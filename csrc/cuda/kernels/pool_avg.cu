@@ -42,15 +42,11 @@ __global__ void __launch_bounds__(kThreads, 3)
     const Span d = window(s, 0, p.d), h = window(s, 1, p.h), w = window(s, 2, p.w);
     const T* image = x + p.n * s.in_pixels() * s.c + p.c;
     T sum[W] = {};
-    for (int64_t kd = d.lo; kd < d.hi; ++kd)
-      for (int64_t kh = h.lo; kh < h.hi; ++kh) {
-        const int64_t row = (d.first + kd) * s.in[1] + h.first + kh;
-        for (int64_t kw = w.lo; kw < w.hi; ++kw) {
-          const Pack<T, W> v = load_pack<W>(image + (row * s.in[2] + w.first + kw) * s.c);
+    for_taps(s, d, h, w, image, [&](const T* at, int32_t) {
+      const Pack<T, W> v = load_pack<W>(at);
 #pragma unroll
-          for (int j = 0; j < W; ++j) sum[j] += v[j];
-        }
-      }
+      for (int j = 0; j < W; ++j) sum[j] += v[j];
+    });
     const T count = divisor<T>(s, d, h, w);
     Pack<T, W> result;
 #pragma unroll

@@ -35,9 +35,11 @@ __device__ inline Span window(const Pool& s, int axis, int64_t o) {
     return {first, 0, ceil_quotient(s.by_out[axis], (o + 1) * s.in[axis]) - first};
   }
   const int64_t first = o * s.stride[axis] - s.pad[axis], room = s.in[axis] - first;
-  const int64_t lo = first >= 0 ? 0 : ceil_quotient(s.by_dil[axis], -first);
-  const bool fits = (s.ker[axis] - 1) * s.dil[axis] < room;
-  return {first, lo, fits ? s.ker[axis] : ceil_quotient(s.by_dil[axis], room)};
+  const int64_t before = first >= 0 ? 0 : -first, ker = s.ker[axis];
+  if (s.dil[axis] == 1) return {first, before, ker < room ? ker : room};
+  const bool fits = (ker - 1) * s.dil[axis] < room;
+  return {first, ceil_quotient(s.by_dil[axis], before),
+          fits ? ker : ceil_quotient(s.by_dil[axis], room)};
 }
 
 // The windows [lo, hi) that reach over input coordinate i; where dil > 1 a tap may step over it.
@@ -49,15 +51,20 @@ __device__ inline Cover cover(const Pool& s, int axis, int64_t i) {
     return {s.by_in[axis].quotient(i * s.out[axis]),
             ceil_quotient(s.by_in[axis], (i + 1) * s.out[axis])};
   const int64_t at = i + s.pad[axis], reach = (s.ker[axis] - 1) * s.dil[axis];
-  const int64_t lo = at <= reach ? 0 : ceil_quotient(s.by_stride[axis], at - reach);
-  const int64_t hi = s.by_stride[axis].quotient(at) + 1;
-  return {lo, hi < s.out[axis] ? hi : s.out[axis]};
+  int64_t last = at, lo = 0;
+  const int64_t beyond = s.by_stride[axis].split(last);
+  if (reach < s.stride[axis])
+    lo = last + (beyond > reach);
+  else if (at > reach)
+    lo = ceil_quotient(s.by_stride[axis], at - reach);
+  return {lo, last + 1 < s.out[axis] ? last + 1 : s.out[axis]};
 }
 
 // The tap of window o that lies on input coordinate i of its reach; -1 if none does.
 __device__ inline int64_t tap_on(const Pool& s, int axis, int64_t o, int64_t i) {
   if (s.adaptive) return i - s.by_out[axis].quotient(o * s.in[axis]);
   int64_t tap = i + s.pad[axis] - o * s.stride[axis];
+  if (s.dil[axis] == 1) return tap;
   return s.by_dil[axis].split(tap) == 0 ? tap : -1;
 }
 
@@ -100,6 +107,21 @@ __device__ inline Place place_of(int64_t i, const Divider (&by_size)[3], const D
   p.d = by_size[0].split(i);
   p.n = i;
   return p;
+}
+
+// fn(address of the tap's input, tap number) for the taps of a window inside the input, in order;
+// `image` is the channel wanted of its image's first pixel.
+template <class T, class Fn>
+__device__ void for_taps(const Pool& s, const Span& d, const Span& h, const Span& w, const T* image,
+                         const Fn& fn) {
+  const int64_t step = s.dil[2] * s.c;
+  for (int64_t kd = d.lo; kd < d.hi; ++kd)
+    for (int64_t kh = h.lo; kh < h.hi; ++kh) {
+      const int64_t row = (d.first + kd * s.dil[0]) * s.in[1] + h.first + kh * s.dil[1];
+      const T* at = image + (row * s.in[2] + w.first) * s.c + w.lo * step;
+      int32_t tap = int32_t((kd * s.ker[1] + kh) * s.ker[2] + w.lo);
+      for (int32_t left = int32_t(w.size()); left > 0; --left, ++tap, at += step) fn(at, tap);
+    }
 }
 
 // ---- windows of many taps: one block each, whose threads share taps and channels out ----
