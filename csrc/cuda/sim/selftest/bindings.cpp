@@ -63,6 +63,16 @@ std::vector<std::tuple<std::string, int, int>> wrapper_names() {
   return names;
 }
 
+std::string device_name() {
+#if defined(CONVGRAD_SIM)
+  return "simulator";
+#else
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, 0));
+  return properties.name;
+#endif
+}
+
 }  // namespace
 }  // namespace convgrad::cuda::selftest
 
@@ -70,9 +80,12 @@ PYBIND11_MODULE(CONVGRAD_SELFTEST, m) {
   using namespace convgrad::cuda;
   m.def("wrappers", selftest::wrapper_names);  // [(name, words in, words out)] per lane
   m.def("run_wrapper", selftest::run_wrapper);
+  m.def("device_name", selftest::device_name);
 #if defined(CONVGRAD_SIM)
   m.def("case_names", selftest::case_names);
-  m.def("run_case", selftest::run_case);
+  m.def("run_case", selftest::run_case, py::call_guard<py::gil_scoped_release>());
+  m.def("seed", sim::seed);
+  m.def("check", sim::check);
   m.def("set_seed", sim::set_seed);
   m.def("set_check", sim::set_check);
 #endif
