@@ -139,7 +139,10 @@ def of(array: Any) -> Backend:
 
 def lib_of(array: Any) -> Any:
     """The kernels for an array."""
-    return _LIB_BY_TYPE.get(type(array)) or of(array).lib
+    try:
+        return _LIB_BY_TYPE[type(array)]
+    except KeyError:
+        return of(array).lib
 
 
 def is_array(value: Any) -> bool:
