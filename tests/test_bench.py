@@ -17,6 +17,8 @@ from convgrad.bench.timing import in_turn, median
 from convgrad.bench.workloads import WORKLOADS
 from tests.test_cli import convgrad
 
+pytestmark = pytest.mark.cpu("of the CPU's benchmarks")
+
 CONV1D = WORKLOADS["conv1d-150"]
 
 
