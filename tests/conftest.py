@@ -55,9 +55,18 @@ def _checked_device(monkeypatch):
 
 
 class _Refusing:
-    """The CPU's library without its kernels but those that lay arrays out."""
+    """The CPU's library without its kernels but those that lay arrays out, and with its switches."""
 
-    allowed = ("channels_last", "contiguous", "empty_like", "is_channels_last", "exact_algorithms")
+    allowed = (
+        "channels_last",
+        "contiguous",
+        "empty_like",
+        "is_channels_last",
+        "exact_algorithms",
+        "set_exact_algorithms",
+        "set_tf32",
+        "tf32_allowed",
+    )
 
     def __getattr__(self, name):
         if name in self.allowed:
