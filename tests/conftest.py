@@ -55,12 +55,12 @@ def _checked_device(monkeypatch):
 
 
 class _Refusing:
-    """The CPU's library without its kernels but those that lay arrays out."""
+    """The CPU's library without its kernels but those that lay arrays out, and with its switches."""
 
     allowed = frozenset(
         {
             *("channels_last", "contiguous", "empty_like", "is_channels_last"),
-            *("exact_algorithms", "set_exact_algorithms"),
+            *("exact_algorithms", "set_exact_algorithms", "set_tf32", "tf32_allowed"),
         }
     )
 
