@@ -17,6 +17,11 @@ namespace {
 SIM_THREAD_LOCAL Thread* running = nullptr;
 SIM_THREAD_LOCAL Thread* checked = nullptr;
 
+// How many accesses the thread has left before it must wait or end: one that never does is an
+// error.
+constexpr int64_t kMaxAccesses = int64_t{1} << 26;
+int64_t accesses_left = 0;
+
 // ---- segments ----
 
 constexpr uint32_t kAtomicBit = 1u << 30;  // of a byte's writer: it wrote by an atomic operation
@@ -363,6 +368,8 @@ template <Access kKind, size_t kBytes>
 inline __attribute__((always_inline)) void hook(const void* p, const void* code) {
   Thread* thread = checked;
   if (thread == nullptr) return;
+  if (--accesses_left < 0)
+    fail("endless", std::to_string(kMaxAccesses) + " accesses without waiting or ending", code);
   const uint64_t offset = memory.offset(p);
   if (offset < kRegionBytes) {
     check_access<kKind, kBytes>(*thread, offset, {code, nullptr});
@@ -451,6 +458,7 @@ void end_warp_epoch(Warp& warp) {
 void set_running(Thread* thread) {
   running = thread;
   checked = machine.check ? thread : nullptr;
+  accesses_left = kMaxAccesses;
 }
 
 }  // namespace convgrad::cuda::sim
