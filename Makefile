@@ -4,7 +4,7 @@ ISAS ?= all
 BUILD ?= build/dev
 
 .PHONY: build sim cuda test test-sim quick lint format clean
-build:  ## compile in place: python/convgrad/_cpu*.so
+build:  ## compile in place: python/convgrad/_cpu*.so, _tape*.so
 	cmake -S . -B $(BUILD) -G Ninja -DCONVGRAD_ISAS="$(ISAS)" -DCMAKE_INSTALL_PREFIX=python \
 	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null

@@ -19,7 +19,7 @@ static_assert(out_size(2, 3, 1, 0, 0, 1) == 0);
 
 // How a convolution is computed: kAuto leaves it to the backend, which knows the shape. The others
 // are for tests and measurements; where one does not support the shape, it is as good as kAuto.
-enum class ConvAlgorithm { kAuto, kGeneric, kTile, kSlide, kDepthwise, kWinograd, kProduct };
+enum class ConvAlgorithm { kAuto, kGeneric, kTile, kSlide, kDepthwise, kWinograd, kProduct, kFold };
 
 // x (n, in, in_c) -> y (n, out, out_c), w (out_c, ker, in_c / groups): all channels-last.
 // A transposed convolution is the same shape read backwards: its input is `out`, its output `in`.

@@ -57,7 +57,12 @@ def _checked_device(monkeypatch):
 class _Refusing:
     """The CPU's library without its kernels but those that lay arrays out."""
 
-    allowed = ("channels_last", "contiguous", "empty_like", "is_channels_last", "exact_algorithms")
+    allowed = frozenset(
+        {
+            *("channels_last", "contiguous", "empty_like", "is_channels_last"),
+            *("exact_algorithms", "set_exact_algorithms"),
+        }
+    )
 
     def __getattr__(self, name):
         if name in self.allowed:

@@ -14,6 +14,7 @@ struct Divider {
 
   Divider() = default;
   explicit Divider(int64_t divisor) : d(divisor) {
+    if (d == 1) return;
     while ((int64_t{1} << shift) < d) ++shift;
     multiplier = uint64_t((Wide{1} << 64) * Wide((int64_t{1} << shift) - d) / Wide(d) + 1);
   }

@@ -25,20 +25,35 @@ void with_width(bool packs, const Fn& fn) {
     fn(Width<1>{});
 }
 
+// W elements from p on, which is a multiple of their bytes, in the type that kernels compute in.
+template <int W, class T>
+__device__ void load_values(const T* p, Acc<T> (&v)[W]) {
+  const Pack<T, W> pack = load_pack<W>(p);
+#pragma unroll
+  for (int j = 0; j < W; ++j) v[j] = Acc<T>(pack[j]);
+}
+template <int W, class T>
+__device__ void store_values(T* p, const Acc<T> (&v)[W]) {
+  Pack<T, W> pack;
+#pragma unroll
+  for (int j = 0; j < W; ++j) pack[j] = T(v[j]);
+  store_pack(p, pack);
+}
+
 // The grid of a kernel that strides over `items`, one per thread.
 inline dim3 grid_for(int64_t items, int threads) {
   return dim3(unsigned(std::min(ceil_div(items, threads), kMaxBlocks)));
 }
 
-// W sums at once. After every kTerms terms they begin anew and are added to the total, so that the
-// error of a long sum does not grow with its length.
-template <class T, int W>
+// W sums at once, of numbers of type A. After every kTerms terms they begin anew and are added to
+// the total, so that the error of a long sum does not grow with its length.
+template <class A, int W>
 struct LongSum {
   static constexpr int kTerms = 256;
-  T total[W] = {}, part[W] = {};
+  A total[W] = {}, part[W] = {};
   int terms = 0;
 
-  __device__ void add(const T (&v)[W]) {
+  __device__ void add(const A (&v)[W]) {
 #pragma unroll
     for (int j = 0; j < W; ++j) part[j] += v[j];
     if (++terms == kTerms) fold();

@@ -8,8 +8,8 @@ namespace {
 
 // ---- the algorithm ----
 
-constexpr const char* kAlgorithms[] = {"auto",      "generic",  "tile",   "slide",
-                                       "depthwise", "winograd", "product"};
+constexpr const char* kAlgorithms[] = {"auto",      "generic",  "tile",    "slide",
+                                       "depthwise", "winograd", "product", "fold"};
 std::atomic<ConvAlgorithm> forced{ConvAlgorithm::kAuto};  // for tests and measurements
 std::atomic<bool> exact{false};
 
@@ -20,7 +20,8 @@ void force_conv_algorithm(const std::string& name) {
     return;
   }
   value_error("force_conv_algorithm",
-              "The name must be auto, generic, tile, slide, depthwise, winograd or product. Got '" +
+              "The name must be auto, generic, tile, slide, depthwise, winograd, product or fold. "
+              "Got '" +
                   name + "'.");
 }
 

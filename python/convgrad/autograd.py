@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from convgrad import _tape
 from convgrad.backend import lib_of, of
 from convgrad.deferred import Pending
 
 if TYPE_CHECKING:
     from convgrad.tensor import Deferred, Tensor
 else:
-    Tensor = Deferred = None  # set by tensor.py, which imports this module
+    Tensor = None  # see connect()
 
 __all__ = [
     "Function",
@@ -38,16 +38,9 @@ __all__ = [
 Array = Any  # a backend's array: numpy.ndarray, one day cupy.ndarray
 
 
-class _GradMode(threading.local):
-    enabled = True
-
-
-_mode = _GradMode()
-
-
 def is_grad_enabled() -> bool:
     """Whether operations are recorded, in this thread."""
-    return _mode.enabled
+    return _tape.is_recording()
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,11 +55,10 @@ class _set_grad_mode:
         self._before: list[bool] = []
 
     def __enter__(self) -> None:
-        self._before.append(_mode.enabled)
-        _mode.enabled = self.enabled
+        self._before.append(_tape.set_recording(self.enabled))
 
     def __exit__(self, *_: object) -> None:
-        _mode.enabled = self._before.pop()
+        _tape.set_recording(self._before.pop())
 
     def __call__(self, function: F) -> F:
         @functools.wraps(function)
@@ -96,15 +88,14 @@ class set_grad_enabled(_set_grad_mode):
         super().__init__()
         self.enabled = bool(mode)
         # A plain call takes effect at once; used as a context, leaving it restores the mode.
-        self._outer = _mode.enabled
-        _mode.enabled = self.enabled
+        self._outer = _tape.set_recording(self.enabled)
 
     def __enter__(self) -> None:
         self._before.append(self._outer)
-        _mode.enabled = self.enabled
+        _tape.set_recording(self.enabled)
 
     def __call__(self, function: F) -> F:
-        _mode.enabled = self._outer
+        _tape.set_recording(self._outer)
         mode = self.enabled
 
         @functools.wraps(function)
@@ -115,13 +106,17 @@ class set_grad_enabled(_set_grad_mode):
         return wrapped  # type: ignore[return-value]
 
 
-class Op:
+class Op(_tape.OpBase):
     """One differentiable operation; an instance is one call of it, a node of the tape.
 
     A subclass defines ``forward(self, *arrays, *params)``, which returns an array (or a tuple of
-    them) and puts what backward needs into ``self.saved`` (arrays) or plain attributes, and
-    ``backward(self, dy)``, which returns a gradient array or None per input, in order (or the bare
-    gradient when there is one input). ``self.needs[i]`` says whether input i wants a gradient.
+    them) and puts what backward needs into ``self.saved`` (a tuple of arrays) or plain attributes,
+    and ``backward(self, dy)``, which returns a gradient array or None per input, in order (or the
+    bare gradient when there is one input). ``self.needs[i]`` says whether input i wants a gradient.
+
+    ``apply(inputs, *params)`` runs the op on tensors (or None, or plain numbers) and records it if
+    any needs it: then ``edges`` say where the inputs came from, per input (Op or leaf Tensor,
+    output index) or None. ``apply`` and the walk back are csrc/tape/.
 
     ``absorbs = True``: forward takes inputs that are not computed yet, as deferred.Pending.
     ``fresh = True`` promises that backward's arrays are new and referenced nowhere else, so that a
@@ -133,25 +128,17 @@ class Op:
     ``rectified`` says that the (only) output is a ReLU's; ``can_mask``, that backward is able to
     drop the gradient of the first input where that input is <= 0; ``after_relu``, that the first
     input is such an output. Whether it shall in this walk is ``masks``.
+
+    For each walk, too: ``owned``, whether the gradient handed to backward is this op's alone, to
+    write on as it likes, and ``masked``, whether all that were added up in it are masked by the
+    output already.
     """
 
     absorbs = False
     fresh = False
     view = False
-    outputs = 1
     rectified = False
     can_mask = False
-    after_relu = False
-    # For each walk: see above; whether the gradient handed to backward is this op's alone, to write
-    # on as it likes, and whether all that were added up in it are masked by the output already.
-    masks = False
-    owned = False
-    masked = False
-    saved: tuple[Any, ...] = ()
-    needs: Sequence[bool] = ()
-    edges: list[Any] | None = None  # per input: (Op or leaf Tensor, output index) or None
-    guards: Sequence[Any] = ()  # (version, its count at the forward pass, id of the array)
-    hooks: dict[int, dict[int, Any]] | None = None  # per output: gradient hooks
 
     def forward(self, *args: Any) -> Any:
         raise NotImplementedError
@@ -159,103 +146,13 @@ class Op:
     def backward(self, *dy: Any) -> Any:
         raise NotImplementedError
 
-    @classmethod
-    def apply(cls, inputs: Sequence[Any], *params: Any) -> Any:
-        """Runs the op on tensors (or None, or plain numbers) and records it if any needs it."""
-        node = cls()
-        absorbs = cls.absorbs
-        enabled = _mode.enabled
-        arrays: list[Any] = []
-        needs: list[bool] = []
-        edges: list[Any] = []
-        record = False
-        for t in inputs:
-            if isinstance(t, Tensor):
-                arrays.append(t.pending if absorbs and type(t) is Deferred else t.array)
-                if enabled and t._requires_grad:
-                    record = True
-                    needs.append(True)
-                    source = t.node
-                    edges.append((t if source is None else source, t.index))
-                    continue
-            else:
-                arrays.append(t)
-            needs.append(False)
-            edges.append(None)
-        node.needs = needs
-        if record and cls.can_mask and edges[0] is not None:
-            node.after_relu = edges[0][0].rectified
-        try:
-            out = node.forward(*arrays, *params)
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            refused = None if cls is _Call else _refused(error, inputs)
-            if refused is None:
-                raise
-            raise refused from error
-        if type(out) is tuple:
-            outs = out
-            result: Any = tuple([Tensor(array) for array in out])
-            outputs = result
-            node.outputs = len(out)
-        else:
-            outs = (out,)
-            result = Deferred(out) if type(out) is Pending else Tensor(out)
-            outputs = (result,)
-        if cls.view:
-            _share_version(inputs[0], outputs)
-        if record:
-            node.edges = edges
-            for index, t in enumerate(outputs):
-                if outs[index].dtype.kind == "f":  # integer results (indices) carry no gradients
-                    t._requires_grad = True
-                    t.node = node
-                    t.index = index
-            if node.saved:
-                guards = []
-                for t, array in zip((*inputs, *outputs), (*arrays, *outs)):
-                    if isinstance(t, Tensor):
-                        version = t.version
-                        guards.append((version, version[0], id(array)))
-                node.guards = guards
-        return result
 
-    def run_backward(self, grads: list[Any], owned: bool, masked: bool, masks: bool) -> Any:
-        """Checks that the saved arrays are still what they were, and calls backward."""
-        if self.edges is None:
-            raise RuntimeError(
-                f"[backward] The graph of this {type(self).__name__} was already walked and its "
-                "saved arrays freed. Pass retain_graph=True to the first backward() to walk it "
-                "twice."
-            )
-        for version, before, array_id in self.guards:
-            if version[0] != before:
-                self._raise_if_saved(version[0], before, array_id)
-        if self.hooks is not None:
-            grads = [
-                g if g is None or i not in self.hooks else run_hooks(self.hooks[i], g)
-                for i, g in enumerate(grads)
-            ]
-            owned = masked = False
-        self.owned, self.masked, self.masks = owned, masked, masks
-        return self.backward(*grads)
-
-    def _raise_if_saved(self, now: int, before: int, array_id: int) -> None:
-        """An array that is saved is alive, so its id is still its own."""
-        for array in self.saved:
-            if id(array) == array_id:
-                raise RuntimeError(
-                    f"[backward] A tensor of shape {array.shape} saved by {type(self).__name__} "
-                    f"was changed in place: it is at version {now}, the forward pass saw {before}."
-                )
-
-    def release(self) -> None:
-        """Frees everything the forward pass kept."""
-        self.__dict__.clear()
-
-
-def _refused(error: Exception, inputs: Sequence[Any]) -> Exception | None:
+def _refused(error: Exception, op: type[Op], inputs: Sequence[Any]) -> Exception | None:
     """What to raise for an error in an op's forward that is in NumPy's or pybind11's words: the
-    public function's name, and every argument it got. None if the words are the library's own."""
+    public function's name, and every argument it got. None if the words are the library's own, or
+    the user's."""
+    if op is _Call:
+        return None
     devices = sorted({str(t.device) for t in inputs if isinstance(t, Tensor)})
     if len(devices) > 1:
         return ValueError(
@@ -281,7 +178,7 @@ def _refused(error: Exception, inputs: Sequence[Any]) -> Exception | None:
 
 def _public_caller() -> Any:
     """The frame of the public function that called an op whose forward failed."""
-    frame = sys._getframe(3)
+    frame = sys._getframe(2)  # behind _refused; apply is not a Python frame
     while frame.f_code.co_name.startswith("_") and frame.f_back is not None:
         frame = frame.f_back
     return frame
@@ -295,15 +192,6 @@ def describe(value: Any) -> str:
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _share_version(source: Tensor, outputs: Sequence[Tensor]) -> None:
-    """Views are changed when their base is."""
-    array = source.array
-    for t in outputs:
-        base = t.array.base
-        if t.array is array or base is array or (base is not None and base is array.base):
-            t.version = source.version
 
 
 def run_hooks(hooks: dict[int, Any], gradient: Array) -> Array:
@@ -321,32 +209,6 @@ def run_hooks(hooks: dict[int, Any], gradient: Array) -> Array:
     return gradient
 
 
-def _count_uses(roots: Sequence[Any]) -> dict[Any, int]:
-    """How many edges lead to each node and leaf reachable from the roots (iteratively)."""
-    uses: dict[Any, int] = {}
-    stack = []
-    for root in roots:
-        if root in uses:
-            uses[root] += 1
-        else:
-            uses[root] = 1
-            stack.append(root)
-    while stack:
-        target = stack.pop()
-        edges = target.edges
-        if edges is None:  # a leaf, or an op that was released
-            continue
-        for edge in edges:
-            if edge is not None:
-                source = edge[0]
-                if source in uses:
-                    uses[source] += 1
-                else:
-                    uses[source] = 1
-                    stack.append(source)
-    return uses
-
-
 def run_backward(
     tensors: Sequence[Tensor],
     gradients: Sequence[Array],
@@ -358,66 +220,10 @@ def run_backward(
     Leaves accumulate into ``.grad``; with ``wanted`` (keys: (node or leaf, output index)) nothing
     accumulates and copies of the gradients of those places are put there instead.
     """
-    roots = [t if t.node is None else t.node for t in tensors]
-    uses = _count_uses(roots)
-    # Per target: a gradient per output; then whether the only one is ours to keep, and whether the
-    # target's ReLU has masked it (see Op).
-    pending: dict[Any, list[Any]] = {}
-    ready: list[Any] = []
-    # The roots' gradients arrive as those of a node before them would.
-    edges: Any = [(root, t.index) for root, t in zip(roots, tensors)]
-    inputs: Any = tuple(gradients)
-    fresh = masks = False
-    before, _mode.enabled = _mode.enabled, False
-    try:
-        while True:
-            if type(inputs) is not tuple:
-                inputs = (inputs,)
-            for edge, gradient in zip(edges, inputs):
-                if edge is None:
-                    continue
-                source, index = edge
-                if gradient is not None:
-                    slots = pending.get(source)
-                    if slots is None:
-                        slots = pending[source] = [None] * source.outputs
-                        slots += (fresh, masks)
-                    elif not masks:
-                        slots[-1] = False
-                    if slots[index] is None:
-                        slots[index] = gradient
-                    else:
-                        slots[index] = _sum(slots[index], gradient, slots[-2])
-                        slots[-2] = True
-                masks = False  # of the first input alone
-                left = uses[source] = uses[source] - 1
-                if left == 0:
-                    ready.append(source)
-            del inputs
-            gradient = slots = None  # keep no gradient alive longer than it is needed
-            if not ready:
-                return
-            target = ready.pop()
-            slots = pending.pop(target, None)
-            if wanted is not None and slots is not None:
-                _collect(target, slots, wanted)
-            if isinstance(target, Tensor):
-                if wanted is None and slots is not None:
-                    target._accumulate(slots[0], slots[-2])
-                edges = inputs = ()
-                continue
-            edges = target.edges or ()
-            if slots is not None:
-                masks = target.after_relu and _may_mask(edges[0], wanted)
-                masked, owned = slots.pop(), slots.pop()
-                inputs = target.run_backward(slots, owned, masked, masks)
-            else:
-                inputs = (None,) * len(edges)
-            fresh = target.fresh
-            if not retain_graph:
-                target.release()
-    finally:
-        _mode.enabled = before
+    _tape.walk(tensors, gradients, retain_graph, wanted)
+
+
+# ---- what the walk (csrc/tape/) calls where it is not the plain case ----
 
 
 def _sum(total: Array, gradient: Array, owned: bool) -> Array:
@@ -428,18 +234,40 @@ def _sum(total: Array, gradient: Array, owned: bool) -> Array:
     return lib.add(total, gradient)
 
 
-def _may_mask(edge: Any, wanted: dict[tuple[Any, int], Array | None] | None) -> bool:
-    """Whether nobody looks at the gradient of the ReLU's output before the ReLU itself does."""
-    return edge[0].hooks is None and (wanted is None or edge not in wanted)
+def _hooked(op: Op, gradients: list[Any]) -> list[Any]:
+    """The gradients of an op's outputs after the hooks on these."""
+    hooks = op.hooks or {}
+    return [
+        g if g is None or i not in hooks else run_hooks(hooks[i], g)
+        for i, g in enumerate(gradients)
+    ]
 
 
-def _collect(target: Any, slots: list[Any], wanted: dict[tuple[Any, int], Array | None]) -> None:
-    for index, gradient in enumerate(slots[:-2]):
+def _collect(
+    target: Any, gradients: list[Any], wanted: dict[tuple[Any, int], Array | None]
+) -> None:
+    """Copies what is wanted of the gradients of a leaf, or of an op's outputs."""
+    for index, gradient in enumerate(gradients):
         if gradient is not None and (target, index) in wanted:
             hooks = target.hooks if isinstance(target, Tensor) else None
             if hooks:
                 gradient = run_hooks(hooks, gradient)
             wanted[target, index] = copied(gradient)
+
+
+def connect(tensor: type[Tensor], deferred: type[Deferred]) -> None:
+    """Tells this module, and the tape, of the classes of tensor.py, which imports it."""
+    global Tensor
+    Tensor = tensor  # type: ignore[misc]
+    _tape.connect(
+        tensor=tensor,
+        deferred=deferred,
+        pending=Pending,
+        refused=_refused,
+        total=_sum,
+        hooked=_hooked,
+        collect=_collect,
+    )
 
 
 def copied(array: Array) -> Array:

@@ -9,7 +9,6 @@ tape has a node per op, and the bits are those of separate passes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,21 +18,22 @@ Array = Any
 
 
 class Pending:
-    """``apply(relu, residual)`` computes it: an array of ``shape`` and ``dtype``, plus ``residual``
-    if that is given, and max(0, .) of that if ``relu``.
+    """``function(*args, relu, residual)`` computes it: an array of ``shape`` and ``dtype``, plus
+    ``residual`` if that is given, and max(0, .) of that if ``relu``.
 
-    ``watched`` are versions (see Tensor) of arrays that apply reads: one that is changed in place
-    before anybody has asked for the result is an error.
+    ``watched`` are versions (see Tensor) of arrays that function reads: one that is changed in
+    place before anybody has asked for the result is an error.
     """
 
-    __slots__ = ("apply", "dtype", "residual", "shape", "watched")
+    __slots__ = ("args", "dtype", "function", "residual", "shape", "watched")
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: Any, apply: Callable[[bool, Array | None], Array]
+        self, shape: tuple[int, ...], dtype: Any, function: Callable[..., Array], args: Any
     ) -> None:
         self.shape = shape
         self.dtype = dtype
-        self.apply = apply
+        self.function = function
+        self.args = args
         self.residual: Array | None = None
         self.watched: list[tuple[list[int], int]] = []
 
@@ -50,7 +50,7 @@ class Pending:
         fits = residual.shape == self.shape and residual.dtype == self.dtype
         if self.residual is not None or not fits:
             return None
-        total = copy.copy(self)
+        total = Pending(self.shape, self.dtype, self.function, self.args)
         total.residual = residual
         total.watched = list(self.watched)
         return total
@@ -64,4 +64,4 @@ class Pending:
                     f"before the result was used: it is at version {version[0]}, the call saw "
                     f"{before}."
                 )
-        return self.apply(relu, self.residual)
+        return self.function(*self.args, relu, self.residual)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convgrad import autograd, backend
+from convgrad import _tape, autograd, backend
 from convgrad.deferred import Pending
 
 __all__ = [
@@ -43,7 +43,7 @@ class HookHandle:
         self._hooks.pop(id(self), None)
 
 
-class Tensor:
+class Tensor(_tape.TensorBase):
     """An array with a place on the tape; names and semantics are ``torch.Tensor``'s.
 
     ``array`` is the backend's own (NumPy, CuPy), physically channels-last where it is an activation
@@ -52,32 +52,8 @@ class Tensor:
     one number shared by all tensors that share memory; changes in place count it up.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_requires_grad",
-        "array",
-        "grad",
-        "hooks",
-        "index",
-        "node",
-        "post_hooks",
-        "version",
-    )
+    __slots__ = ()
     __array_priority__ = 1000  # numpy_array * tensor calls Tensor.__rmul__
-    # A leaf is where the tape ends: see autograd.run_backward.
-    edges = None
-    outputs = 1
-    rectified = False
-
-    def __init__(self, array: Array, requires_grad: _bool = False) -> None:
-        self.array = array
-        self._requires_grad = requires_grad
-        self.grad: Tensor | None = None
-        self.node: autograd.Op | None = None
-        self.index = 0
-        self.version = [0]
-        self.hooks: dict[_int, Any] | None = None
-        self.post_hooks: dict[_int, Any] | None = None
 
     # ---- what it is ----
 
@@ -308,9 +284,9 @@ class Tensor:
                     "[backward] gradient may be left out only for a tensor of one element. Got "
                     f"shape {self.shape}."
                 )
-            start = backend.of(self.array).empty(self.array.shape, self.array.dtype)
-            start[...] = 1
-            return start
+            one = backend.lib_of(self.array).empty_like(self.array)
+            one.fill(1)
+            return one
         array = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
         if array.shape != self.shape or array.dtype != self.array.dtype:
             raise ValueError(
@@ -809,9 +785,6 @@ class Deferred(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, pending: Pending) -> None:
-        super().__init__(pending)
-
     @property
     def pending(self) -> Pending:
         """What the array is to be."""
@@ -844,9 +817,8 @@ class Deferred(Tensor):
 
 
 # Where a tensor keeps its array: Deferred puts a property in front of it.
-_array_slot: Any = Tensor.__dict__["array"]
-autograd.Tensor = Tensor  # type: ignore[attr-defined]
-autograd.Deferred = Deferred  # type: ignore[attr-defined]
+_array_slot: Any = _tape.TensorBase.__dict__["array"]
+autograd.connect(Tensor, Deferred)
 
 
 def as_array(value: Any) -> Any:
@@ -917,11 +889,13 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     the data's own, if that is a tensor or an array of a GPU, else on the default device.
     """
     source = data.array if isinstance(data, Tensor) else data
-    own = backend.of(source) if backend.is_array(source) else backend.CPU
-    stays = device is None and (isinstance(data, Tensor) or own is not backend.CPU)
-    target = own if stays else backend.for_new(device)
+    own = backend.CPU
     if isinstance(source, (list, tuple)):
         source = _nested(source)
+    elif type(source) is not np.ndarray and backend.is_array(source):
+        own = backend.of(source)
+    stays = device is None and (own is not backend.CPU or isinstance(data, Tensor))
+    target = own if stays else backend.for_new(device)
     if own is not backend.CPU:
         if own is target:
             out = Tensor(_copy_of_type(source, checked_dtype("tensor", dtype or source.dtype)))
@@ -966,11 +940,11 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
 
 def _nested(data: Any) -> Any:
     """Nested lists with NumPy's arrays in place of tensors."""
-    if isinstance(data, Tensor) or backend.is_array(data):
-        return backend.host(as_array(data))
     if isinstance(data, (list, tuple)):
         return [_nested(item) for item in data]
-    return data
+    if isinstance(data, Tensor):
+        return backend.host(data.array)
+    return backend.host(data) if backend.is_array(data) else data
 
 
 # What the methods above call is made of tensors itself, so it can be imported only now.

@@ -5,8 +5,10 @@
 //   conv_plan.h     how a pass is cut into work items, and its workspace
 //   conv_direct.h   runs a plan
 //   conv_micro.h    the register-blocked inner loops
+//   conv_fold.h     backward_input into few channels
 //   conv_winograd.h 3x3 taps by Winograd's algorithm
 #include "conv_direct.h"
+#include "conv_fold.h"
 #include "conv_generic.h"
 #include "conv_winograd.h"
 #include "parallel.h"
@@ -41,6 +43,7 @@ ConvAlgorithm choose(const ConvShape& s, const Pass& p) {
     case ConvAlgorithm::kWinograd:
       if (!s.exact && can_winograd(p)) return s.algorithm;
       break;
+    case ConvAlgorithm::kFold:
     case ConvAlgorithm::kProduct:
     case ConvAlgorithm::kAuto:
       break;
@@ -94,7 +97,13 @@ ConvAlgorithm conv_backward_input_algorithm(const ConvShape& s) {
   const int64_t count = phases(s);
   if (count == 0) return ConvAlgorithm::kGeneric;
   if (count > kManyPhases && s.macs() / count < kPhaseMacs) return ConvAlgorithm::kGeneric;
-  return choose<T>(s, backward_pass(s, 0));
+  const bool fold = kHasKernels<T> && can_fold<T>(s);
+  if (fold && s.algorithm == ConvAlgorithm::kFold) return s.algorithm;
+  const ConvAlgorithm algorithm = choose<T>(s, backward_pass(s, 0));
+  const bool direct = algorithm == ConvAlgorithm::kSlide || algorithm == ConvAlgorithm::kTile;
+  const bool free = s.algorithm == ConvAlgorithm::kAuto;
+  if (fold && direct && free && is_fold_faster<T>(s)) return ConvAlgorithm::kFold;
+  return algorithm;
 }
 
 // Calls winograd(pass) or direct(plans, count), passes at once, for the phases.
@@ -119,7 +128,9 @@ void for_phases(const ConvShape& s, const Winograd& winograd, const Direct& dire
 
 template <class T>
 int64_t conv_backward_input_workspace(const ConvShape& s, int threads) {
-  if (conv_backward_input_algorithm<T>(s) == ConvAlgorithm::kGeneric) return 0;
+  const ConvAlgorithm algorithm = conv_backward_input_algorithm<T>(s);
+  if (algorithm == ConvAlgorithm::kGeneric) return 0;
+  if (algorithm == ConvAlgorithm::kFold) return fold_workspace<T>(s, threads);
   int64_t bytes = 0;
   for_phases<T>(
       s,
@@ -135,12 +146,15 @@ int64_t conv_backward_input_workspace(const ConvShape& s, int threads) {
 template <class T>
 void conv_backward_input(const Exec& exec, const ConvShape& s, const T* dy, const T* w,
                          const Epilogue<T>& epilogue, T* dx) {
-  if (conv_backward_input_algorithm<T>(s) == ConvAlgorithm::kGeneric)
+  const ConvAlgorithm algorithm = conv_backward_input_algorithm<T>(s);
+  if (algorithm == ConvAlgorithm::kGeneric)
     return backward_input_generic(exec, s, dy, w, epilogue, dx);
-  if constexpr (kHasKernels<T>)
+  if constexpr (kHasKernels<T>) {
+    if (algorithm == ConvAlgorithm::kFold) return run_fold(exec, s, dy, w, epilogue, dx);
     for_phases<T>(
         s, [&](const Pass& p) { run_winograd(exec, p, dy, w, epilogue, dx); },
         [&](const Plan* plans, int count) { run_direct(exec, plans, count, dy, w, epilogue, dx); });
+  }
 }
 
 template <class T>

@@ -405,6 +405,7 @@ ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
     case ConvAlgorithm::kProduct:
       if (is_product(s)) return s.algorithm;
       break;
+    case ConvAlgorithm::kFold:
     case ConvAlgorithm::kGeneric:
     case ConvAlgorithm::kAuto:
       break;

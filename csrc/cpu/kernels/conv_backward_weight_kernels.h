@@ -92,35 +92,52 @@ inline void in_pairs(Walk walk, const T* a, const T* b, const Sum& sum) {
 template <class T>
 using DwTile = void (*)(const Walk&, const T*, const T*, T*, int64_t);
 
+// Few results are summed over U neighbouring pixels at once, each in sums of its own: a core adds
+// to eight registers before the first is ready again.
+constexpr int pixels_at_once(int results) { return results >= 6 ? 1 : results >= 3 ? 2 : 4; }
+
 template <class T, int W, int P, int V, int M>
 void dw_tile(const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
   using B = Beside<T, W, P>;
-  typename B::Vector acc[M][V] = {};
-  for_rows(walk, a, b, [&](const T* pa, const T* pb) __attribute__((always_inline)) {
-    for (int64_t w = 0; w < walk.count[3]; ++w, pa += walk.a[3], pb += walk.b[3]) {
-      typename B::Vector row[V];
+  constexpr int U = pixels_at_once(M * V);
+  typename B::Vector acc[U][M][V] = {};
+  const auto add_pixel = [&](auto& sum, const T* pa, const T* pb) __attribute__((always_inline)) {
+    typename B::Vector row[V];
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) row[v] = B::vector(pb + v * W, walk.next_b);
+    for (int v = 0; v < V; ++v) row[v] = B::vector(pb + v * W, walk.next_b);
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const typename B::Vector scale = B::scalar(pa + m, walk.next_a);
+    for (int m = 0; m < M; ++m) {
+      const typename B::Vector scale = B::scalar(pa + m, walk.next_a);
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) acc[m][v] += scale * row[v];
-      }
+      for (int v = 0; v < V; ++v) sum[m][v] += scale * row[v];
     }
+  };
+  for_rows(walk, a, b, [&](const T* pa, const T* pb) __attribute__((always_inline)) {
+    int64_t w = 0;
+    for (; w + U <= walk.count[3]; w += U, pa += U * walk.a[3], pb += U * walk.b[3])
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) add_pixel(acc[u], pa + u * walk.a[3], pb + u * walk.b[3]);
+    if constexpr (U > 1)
+      for (; w < walk.count[3]; ++w, pa += walk.a[3], pb += walk.b[3]) add_pixel(acc[0], pa, pb);
   });
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) B::add_to(out + m * pitch + v * W, acc[m][v]);
+    for (int v = 0; v < V; ++v) {
+      typename B::Vector sum = acc[0][m][v];
+#pragma GCC unroll 4
+      for (int u = 1; u < U; ++u) sum += acc[u][m][v];
+      B::add_to(out + m * pitch + v * W, sum);
+    }
 }
 
 template <class T, int W, int P, int V, int... M>
 struct DwTiles {
+  static constexpr int64_t kMost = sizeof...(M);
   static constexpr DwTile<T> kByRows[] = {dw_tile<T, W, P, V, M>...};
   // `rows` rows in evenly split tiles.
   static void run(int64_t rows, const Walk& walk, const T* a, const T* b, T* out, int64_t pitch) {
-    const int64_t tiles = ceil_div(rows, sizeof...(M));
+    const int64_t tiles = ceil_div(rows, kMost);
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t r = rows * tile / tiles, end = rows * (tile + 1) / tiles;
       kByRows[end - r - 1](walk, a + r, b, out + r * pitch, pitch);
@@ -163,6 +180,11 @@ void dw_slide(const Walk& walk, const SlideRow& s, const T* x, const T* dy, T* o
     const T* pd = dy_row + (first - s.begin) * s.dy_pixel;
     int64_t j = first;
     const auto border = [&]() __attribute__((always_inline)) {
+      Vector v[R][C];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) v[r][c] = B::scalar(px + r * s.x_tap_row + c, walk.next_a);
 #pragma GCC unroll 16
       for (int t = 0; t < S; ++t) {
         if (j - t < s.begin || j - t >= s.end) continue;
@@ -170,8 +192,7 @@ void dw_slide(const Walk& walk, const SlideRow& s, const T* x, const T* dy, T* o
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-          for (int c = 0; c < C; ++c)
-            acc[r][t][c] += B::scalar(px + r * s.x_tap_row + c, walk.next_a) * d;
+          for (int c = 0; c < C; ++c) acc[r][t][c] += v[r][c] * d;
       }
       ++j, px += s.x_pixel, pd += s.dy_pixel;
     };

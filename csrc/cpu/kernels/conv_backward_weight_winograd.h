@@ -240,19 +240,53 @@ void transform_gradient_slice(const WinogradDwItem<T>& item, TileAt at, int64_t 
   }
 }
 
+// What the step after slice o of a block reads: the next slice, or the next block.
+template <class T>
+Ahead ahead_of(const WinogradDwItem<T>& item, int64_t block, int64_t o, int64_t begin,
+               int64_t end) {
+  const ConvShape& s = item.s;
+  const WinogradPlan& plan = item.p.tiles;
+  const bool same = o + 1 < end;
+  const int64_t tile = (same ? block : block + 1) * plan.block;
+  Ahead ahead;
+  if (tile >= plan.count) return ahead;
+  const int64_t first = plan.pass.axis[0].src_first;
+  add_inputs(item.x, tile, first + (same ? o + plan.slots : begin), ahead);
+  const RowRange rows = rows_of_tiles(plan, tile, min_of(plan.block, plan.count - tile),
+                                      same ? o + 1 : begin, s.out[0], s.out[1], 0, kTileOut);
+  ahead.add(item.dy, rows.begin, rows.end, s.out[2] * s.out_c);
+  return ahead;
+}
+
+// One frequency and one or two vectors of output channels; the input channels cut as evenly as can
+// be.
+template <class Tiles, class T>
+void multiply_rows(const Walk& walk, int64_t c, const T* v, const T* z, T* m, int64_t width,
+                   Ahead& ahead) {
+  const int64_t pieces = ceil_div(c, Tiles::kMost), each = c / pieces, longer = c % pieces;
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t count = each + (piece < longer);
+    ahead.fetch();
+    Tiles::kByRows[count - 1](walk, v, z, m, width);
+    v += count;
+    m += count * width;
+  }
+}
+
 // m += v^T z, for each frequency: a matrix (c, k), summed over tiles.
 template <class T>
-void multiply_tiles(const WinogradDwItem<T>& item, int64_t tiles, const T* v, T* m) {
+void multiply_tiles(const WinogradDwItem<T>& item, int64_t tiles, const T* v, T* m, Ahead& ahead) {
   constexpr int L = kLanes<T>;
   const WinogradDwPlan& p = item.p;
   const int64_t c = item.s.in_c;
   const Walk walk = {{1, 1, 1, tiles}, {0, 0, 0, c}, {0, 0, 0, p.width}, 0, 0};
   const T* z = item.z;
   for (int64_t f = 0; f < kFrequencies; ++f) {
-    for (int64_t k = 0; k < p.width; k += 2 * L) {
-      const auto run = p.width - k > L ? DwTiles2<T>::run : DwTiles1<T, L, 1>::run;
-      run(c, walk, v, z + k, m + k, p.width);
-    }
+    for (int64_t k = 0; k < p.width; k += 2 * L)
+      if (p.width - k > L)
+        multiply_rows<DwTiles2<T>>(walk, c, v, z + k, m + k, p.width, ahead);
+      else
+        multiply_rows<DwTiles1<T, L, 1>>(walk, c, v, z + k, m + k, p.width, ahead);
     v += p.tiles.v_next;
     z += p.z_next;
     m += p.m_next;
@@ -290,9 +324,12 @@ void sum_block(const WinogradDwItem<T>& item, int64_t block, int64_t begin, int6
                       item.v + filled % plan.slots * plan.slot);
     transform_gradient_slice(item, at, count, o);
     if (bias) add_gradient_sums(item, count, bias);
+    Ahead ahead = ahead_of(item, block, o, begin, end);
+    const int64_t panels = ceil_div(p.width, 2 * kLanes<T>);
+    ahead.cut((to - from) * kFrequencies * panels * ceil_div(item.s.in_c, DwTiles2<T>::kMost));
     for (int64_t tap = from; tap < to; ++tap)
       multiply_tiles(item, count, item.v + (seen + tap) % plan.slots * plan.slot,
-                     item.m + tap * kFrequencies * p.m_next);
+                     item.m + tap * kFrequencies * p.m_next, ahead);
   }
 }
 

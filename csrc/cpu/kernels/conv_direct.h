@@ -194,9 +194,57 @@ struct Box {
   int64_t apart;  // elements of y between the pixels of a vector
 };
 
-// One block of channels of a box, in blocks of terms.
+// The box of an item: its group, image and first position.
+struct Place {
+  int64_t group, n, at[3];
+};
+inline Place place_of(const Plan& plan, int64_t item) {
+  Place place;
+  item /= plan.chunks;
+  for (int i = 2; i >= 0; --i) {
+    place.at[i] = item % plan.boxes[i] * plan.box[i];
+    item /= plan.boxes[i];
+  }
+  place.group = item % plan.pass.groups;
+  place.n = item / plan.pass.groups;
+  return place;
+}
+
+// Of the first pixel that a box writes, in dst and its mask.
+inline int64_t dst_offset(const Pass& p, const Place& place) {
+  int64_t pixel = place.n;
+  for (int i = 0; i < 3; ++i)
+    pixel = pixel * p.axis[i].dst + p.axis[i].dst_first + place.at[i] * p.axis[i].dst_step;
+  return (pixel * p.groups + place.group) * p.dst_c;
+}
+
+// `count` pixels of c channels. Inline: gcc drops the call of a function that only prefetches.
 template <class T>
-void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Box<T>& box) {
+inline __attribute__((always_inline)) void fetch_pixels(const T* pixel, int64_t count,
+                                                        int64_t pitch, int64_t c) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  if (pitch == c) {
+    c *= count;
+    count = 1;
+  }
+  for (; count > 0; --count, pixel += pitch)
+    for (int64_t i = 0; i < c; i += kLine) __builtin_prefetch(pixel + i, 0, 2);
+}
+
+// The mask of row (d, h) of the box at `place`.
+template <class T>
+inline __attribute__((always_inline)) void fetch_mask(const DirectCall<T>& call, const Place& place,
+                                                      int64_t d, int64_t h, const Box<T>& box) {
+  const Pass& p = call.plan.pass;
+  const T* row = call.epilogue.mask + dst_offset(p, place) + d * box.y_step[0] + h * box.y_step[1];
+  fetch_pixels(row, box.vectors[2], box.y_step[2], p.dst_c);
+  if (box.apart > 0) fetch_pixels(row + box.apart, box.vectors[2], box.y_step[2], p.dst_c);
+}
+
+// One block of channels of a box, in blocks of terms; the mask of `next`, if not null, is fetched.
+template <class T>
+void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Box<T>& box,
+               const Place* next) {
   const Plan& plan = call.plan;
   const Pass& p = plan.pass;
   const int64_t vectors = block_vectors<T>(plan, block), width = vectors * kLanes<T>;
@@ -227,10 +275,12 @@ void run_block(const DirectCall<T>& call, int64_t group, int64_t block, const Bo
     args.relu = call.epilogue.relu && row + args.rows == plan.rows && i + args.run == plan.run;
     args.panel = panel + (row * plan.run + i) * width * plan.slide_taps;
     for (int64_t d = 0; d < box.vectors[0]; ++d)
-      for (int64_t h = 0; h < box.vectors[1]; ++h)
+      for (int64_t h = 0; h < box.vectors[1]; ++h) {
+        if (next && args.first) fetch_mask(call, *next, d, h, box);
         run_row(kernels, args, box.vectors[2],
                 x + i * plan.pixels + d * box.x_step[0] + h * box.x_step[1],
                 y + d * box.y_step[0] + h * box.y_step[1]);
+      }
     args.first = false;
     i += some_run;
     if (i >= plan.run) {
@@ -245,27 +295,19 @@ void run_item(const DirectCall<T>& call, int64_t item, T* scratch) {
   const Plan& plan = call.plan;
   const Pass& p = plan.pass;
   const Axis* a = p.axis;
-  const int64_t chunk = item % plan.chunks;
-  item /= plan.chunks;
-  int64_t at[3];
-  for (int i = 2; i >= 0; --i) {
-    at[i] = item % plan.boxes[i] * plan.box[i];
-    item /= plan.boxes[i];
-  }
-  const int64_t group = item % p.groups, n = item / p.groups;
-
+  const Place place = place_of(plan, item);
+  const T* image =
+      call.src + (place.n * a[0].src * a[1].src * a[2].src * p.groups + place.group) * p.src_c;
   Box<T> box;
-  const int64_t src_c = p.groups * p.src_c, dst_c = p.groups * p.dst_c;
-  const T* image = call.src + n * a[0].src * a[1].src * a[2].src * src_c + group * p.src_c;
-  int64_t start[3], count[3], y_index = n, y_pitch = dst_c;
   box.x = image;
+  box.y = call.dst + dst_offset(p, place);
+  int64_t start[3], count[3], y_pitch = p.groups * p.dst_c;
   for (int i = 0; i < 3; ++i) {
-    count[i] = min_of(plan.box[i], a[i].count - at[i]);
+    count[i] = min_of(plan.box[i], a[i].count - place.at[i]);
     box.vectors[i] = plan.vectors(i, count[i]);
-    start[i] = a[i].src_first + at[i] * a[i].src_step;
+    start[i] = a[i].src_first + place.at[i] * a[i].src_step;
     box.x_step[i] = a[i].src_step * plan.pitch[i];
     box.x += start[i] * plan.pitch[i];
-    y_index = y_index * a[i].dst + a[i].dst_first + at[i] * a[i].dst_step;
   }
   box.apart = 0;
   for (int i = 2; i >= 0; --i) {
@@ -273,15 +315,17 @@ void run_item(const DirectCall<T>& call, int64_t item, T* scratch) {
     box.apart += (count[i] - box.vectors[i]) * box.y_step[i];
     y_pitch *= a[i].dst;
   }
-  box.y = call.dst + y_index * dst_c + group * p.dst_c;
   if (!plan.in_place) {
     copy_box(plan, image, start, count, scratch);
     box.x = scratch + 2 * plan.row;
   }
-  const int64_t first = chunk * plan.blocks / plan.chunks;
+  const int64_t chunk = item % plan.chunks, first = chunk * plan.blocks / plan.chunks;
   const int64_t last = (chunk + 1) * plan.blocks / plan.chunks;
   if (plan.method != Method::kDepthwise) {
-    for (int64_t block = first; block < last; ++block) run_block(call, group, block, box);
+    const Place next = place_of(plan, item + 1);
+    const bool fetch = call.epilogue.mask && plan.fetch_mask && item + 1 < plan.items();
+    for (int64_t block = first; block < last; ++block)
+      run_block(call, place.group, block, box, fetch && block == first ? &next : nullptr);
     return;
   }
   // Each block reads channels of its own: row by row, so that the src of a row stays in L1.
@@ -291,7 +335,8 @@ void run_item(const DirectCall<T>& call, int64_t item, T* scratch) {
     for (int64_t h = 0; h < box.vectors[1]; ++h) {
       row.x = box.x + d * box.x_step[0] + h * box.x_step[1];
       row.y = box.y + d * box.y_step[0] + h * box.y_step[1];
-      for (int64_t block = first; block < last; ++block) run_block(call, group, block, row);
+      for (int64_t block = first; block < last; ++block)
+        run_block(call, place.group, block, row, nullptr);
     }
 }
 

@@ -13,7 +13,8 @@ constexpr int64_t kTermBlock = 4096;       // products summed in one run of an a
 constexpr int64_t kBoxBytes = 96 << 10;    // of src under a box: stays in the L2 cache
 constexpr int64_t kPointBytes = 16 << 10;  // the same for one tap, in L1: each block reads it anew
 constexpr int64_t kMaxScratch = 4 << 20;   // bytes per thread
-constexpr int64_t kShortRow = 20;          // too few pixels for the accumulators of half a row
+constexpr int64_t kFewPixels = 20;         // too few pixels for the accumulators of half a row
+constexpr int64_t kCacheBytes = 1 << 20;   // of a mask that does not stay in the L2 cache, at least
 
 // A box of output positions is the work of one item, with the src below it read in place, or, where
 // it hangs over the edge, its channels do not lie together or two pixels are to lie side by side,
@@ -31,6 +32,7 @@ struct Plan {
   int64_t box[3], boxes[3], extent[3];  // extent: of the src as read
   int64_t pitch[3];                     // of src pixels, as read: elements per slice, row, pixel
   int64_t chunks;                       // items that share a box, each with some of its blocks
+  bool fetch_mask;                      // an item fetches the mask of the next one
   int64_t row;                          // elements in front of a thread's scratch for one row
   int64_t scratch;                      // elements per thread
 
@@ -115,7 +117,7 @@ Plan make_plan(const Pass& pass, Method method) {
   const int64_t pixel_bytes = max_of(1, p.src_c) * static_cast<int64_t>(sizeof(T));
   choose_box(plan, max_of(kItems, p.n * p.groups * p.positions() / kItems),
              (p.taps() <= 1 ? kPointBytes : kBoxBytes) / pixel_bytes);
-  plan.pair_axis = !pairs ? -1 : plan.box[2] < kShortRow && plan.box[1] > 1 ? 1 : 2;
+  plan.pair_axis = !pairs ? -1 : plan.box[2] < kFewPixels && plan.box[1] > 1 ? 1 : 2;
   int64_t boxes = p.n * p.groups;
   for (int i = 0; i < 3; ++i) {
     plan.boxes[i] = ceil_div(a[i].count, max_of(1, plan.box[i]));
@@ -123,6 +125,9 @@ Plan make_plan(const Pass& pass, Method method) {
     boxes *= plan.boxes[i];
   }
   plan.chunks = boxes == 0 ? 1 : max_of(1, min_of(plan.blocks, ceil_div(kItems, boxes)));
+  const int64_t dst = p.n * a[0].dst * a[1].dst * a[2].dst * p.groups * p.dst_c;
+  plan.fetch_mask =
+      !depthwise && plan.chunks == 1 && dst * static_cast<int64_t>(sizeof(T)) >= kCacheBytes;
   plan.pitch[2] = plan.in_place ? p.groups * p.src_c : p.src_c * plan.pixels;
   plan.pitch[1] = plan.pitch[2] * (plan.in_place ? a[2].src : plan.extent[2]);
   plan.pitch[0] = plan.pitch[1] * (plan.in_place ? a[1].src : plan.extent[1]);

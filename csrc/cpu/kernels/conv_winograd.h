@@ -11,6 +11,7 @@
 // Inputs in {-1, 0, 1} and weights in 576 * {-1, 0, 1} give exact results as long as the sums stay
 // below 2^24. NaN and infinity reach the whole of the 4x4 tiles that see them, as NaN.
 #pragma once
+#include "ahead.h"
 #include "conv_pass.h"
 #include "conv_plan.h"
 #include "conv_winograd_gemm.h"
@@ -22,10 +23,10 @@ namespace convgrad::cpu {
 namespace {
 
 constexpr int64_t kMaxWinogradWeights = 16 << 20;  // elements, transformed
-constexpr int64_t kWinogradBytes = 384 << 10;      // of a block in both domains: stays in L2
+constexpr int64_t kWinogradBytes = 200 << 10;      // of a block in both domains: stays in L2
 constexpr int64_t kMaxDepthTaps = 7;
 constexpr int64_t kWeightDepth = 32;  // input channels of the weights that are one item
-constexpr int64_t kMinTiles = 24, kMaxTiles = 48;  // per block
+constexpr int64_t kMinTiles = 12, kMaxTiles = 24;  // per block
 
 // An item is a block of tiles, numbered through all images, and a range of output slices. It goes
 // through the range by steps of one slice, or of two, which then share the vectors of a product
@@ -41,7 +42,7 @@ struct WinogradPlan {
   int64_t width;                   // channels of a row of products: pair * dst_c in whole vectors
   int64_t u_next, v_next, m_next;  // elements from one frequency to the next
   int64_t u_size, zeros;           // elements: weights, a row of zeros
-  int64_t slot, m_size;            // elements per thread: a slot, products
+  int64_t slot, m_size;            // elements per thread: a slot, products (0: in the slot's place)
 
   constexpr int64_t items() const { return blocks * ranges; }
   constexpr int64_t scratch() const { return slots * slot + m_size; }
@@ -103,7 +104,8 @@ WinogradPlan plan_winograd(const Pass& p) {
   plan.m_next = spaced(plan.block * plan.width);
   plan.u_size = kFrequencies * plan.u_next;
   plan.slot = kFrequencies * plan.v_next;
-  plan.m_size = kFrequencies * plan.m_next;
+  const bool in_place = plan.slots == 1 && plan.width == p.src_c && plan.width <= 2 * kLanes<T>;
+  plan.m_size = in_place ? 0 : kFrequencies * plan.m_next;
   plan.zeros = spaced(kTileIn * p.src_c);
   return plan;
 }
@@ -238,32 +240,7 @@ void transform_slice(const WinogradCall<T>& call, TileAt at, int64_t count, int6
   }
 }
 
-// ---- memory ahead of its use ----
-
-// Rows of pixels that are wanted in the L2 cache soon. The transforms walk several short runs at
-// once, which hides little of a cache miss; so what they read and write next is fetched in kFetches
-// parts between the products, which hardly use memory.
-constexpr int64_t kFetches = 6;
-class Ahead {
- public:
-  // Rows [begin, end) of `size` elements.
-  template <class T>
-  void add(const T* base, int64_t begin, int64_t end, int64_t size) {
-    from_[runs_] = reinterpret_cast<const char*>(base + begin * size);
-    bytes_[runs_++] = max_of(0, end - begin) * size * static_cast<int64_t>(sizeof(T));
-  }
-  void fetch(int64_t part) const {
-    for (int i = 0; i < runs_; ++i)
-      for (int64_t at = bytes_[i] * part / kFetches; at < bytes_[i] * (part + 1) / kFetches;
-           at += 64)
-        __builtin_prefetch(from_[i] + at, 0, 2);
-  }
-
- private:
-  const char* from_[3];
-  int64_t bytes_[3];
-  int runs_ = 0;
-};
+// ---- memory ahead of its use (ahead.h) ----
 
 // The rows under `count` tiles from `tile` on, in slice d of `slices` of `size` rows each: a tile
 // covers `rows` of them from 4 i + first on.
@@ -277,25 +254,33 @@ inline RowRange rows_of_tiles(const WinogradPlan& plan, int64_t tile, int64_t co
           (b.n * slices + d) * size + min_of(size, kTileOut * b.i + first + rows)};
 }
 
+// The src under the block of tiles from `tile` on, in slice d; nothing where there is none.
+template <class T>
+void add_inputs(const WinogradCall<T>& call, int64_t tile, int64_t d, Ahead& ahead) {
+  const WinogradPlan& plan = call.plan;
+  const Axis *a = plan.pass.axis, &h = a[1], &w = a[2];
+  if (tile >= plan.count || d < 0 || d >= a[0].src) return;
+  const RowRange rows = rows_of_tiles(plan, tile, min_of(plan.block, plan.count - tile), d,
+                                      a[0].src, h.src, h.src_first, kTileIn);
+  ahead.add(call.src, rows.begin, rows.end, w.src * plan.pass.src_c);
+}
+
 // What step z of an item writes, and what the step after it reads: the next slice, or the next
 // block of tiles, which the same thread is likely to get.
 template <class T>
 Ahead ahead_of(const WinogradCall<T>& call, int64_t tile, int64_t z, int64_t begin, int64_t end) {
   const WinogradPlan& plan = call.plan;
-  const Pass& p = plan.pass;
-  const Axis *a = p.axis, &h = a[1], &w = a[2];
+  const Axis *a = plan.pass.axis, &h = a[1], &w = a[2];
   Ahead ahead;
   const RowRange out =
       rows_of_tiles(plan, tile, min_of(plan.block, plan.count - tile), z, a[0].dst, h.dst, 0, 4);
-  ahead.add(call.dst, out.begin, out.end, w.dst * p.dst_c);
-  if (call.epilogue.mask) ahead.add(call.epilogue.mask, out.begin, out.end, w.dst * p.dst_c);
-  const bool next_block = z + plan.pair >= end;
-  if (next_block) tile += plan.block;
-  const int64_t slice = a[0].src_first + (next_block ? begin : z + plan.slots);
-  if (tile >= plan.count || slice < 0 || slice >= a[0].src) return ahead;
-  const RowRange in = rows_of_tiles(plan, tile, min_of(plan.block, plan.count - tile), slice,
-                                    a[0].src, h.src, h.src_first, kTileIn);
-  ahead.add(call.src, in.begin, in.end, w.src * p.src_c);
+  const int64_t row = w.dst * plan.pass.dst_c;
+  ahead.add(call.dst, out.begin, out.end, row);
+  if (call.epilogue.mask) ahead.add(call.epilogue.mask, out.begin, out.end, row);
+  if (z + plan.pair < end)
+    add_inputs(call, tile, a[0].src_first + z + plan.slots, ahead);
+  else
+    add_inputs(call, tile + plan.block, a[0].src_first + begin, ahead);
   return ahead;
 }
 
@@ -304,27 +289,23 @@ Ahead ahead_of(const WinogradCall<T>& call, int64_t tile, int64_t z, int64_t beg
 // Slices [from, to) of the ring, of which the first is in slot `first`, times their weights.
 template <class T>
 void multiply_slices(const WinogradPlan& plan, int64_t tiles, int64_t first, int64_t from,
-                     int64_t to, const T* v, const T* u, T* m, const Ahead& ahead) {
+                     int64_t to, const T* v, const T* u, T* m, Ahead ahead) {
   constexpr int L = kLanes<T>;
-  const int64_t c = plan.pass.src_c;
+  const int64_t c = plan.pass.src_c, panels = ceil_div(plan.width, 2 * L);
   int64_t slice[kMaxDepthTaps + 1];
   for (int64_t s = from; s < to; ++s) slice[s - from] = (first + s) % plan.slots * plan.slot;
-  // With few channels one call does several frequencies, else the weights of one stay in L1.
-  constexpr int64_t kPart = kFrequencies / kFetches;
-  const int64_t together = c * plan.width * plan.slots <= 1024 ? kPart : 1;
-  const FrequencyArgs args = {together, plan.v_next, plan.u_next, plan.m_next,
-                              slice,    to - from,   c,           plan.width};
-  for (int64_t f = 0; f < kFrequencies; f += together) {
-    if (f % kPart == 0) ahead.fetch(f / kPart);
+  const MultiplyArgs args = {slice, to - from, c, plan.width};
+  ahead.cut(kFrequencies * panels * pieces_of<T>(tiles, panel_vectors<T>(plan, 0)));
+  for (int64_t f = 0; f < kFrequencies; ++f) {
     for (int64_t k = 0; k < plan.width / L; k += 2) {
       const int64_t vectors = panel_vectors<T>(plan, k);
       const T* panel = u + f * plan.u_next + k * L * plan.slots * c + from * c * vectors * L;
       const T* rows = v + f * plan.v_next;
       T* out = m + f * plan.m_next + k * L;
       if (vectors == 2)
-        multiply_tiles<Multiply2<T>>(args, tiles, rows, panel, out);
+        multiply_tiles<Multiply2<T>>(args, tiles, rows, panel, out, ahead);
       else
-        multiply_tiles<Multiply1<T>>(args, tiles, rows, panel, out);
+        multiply_tiles<Multiply1<T>>(args, tiles, rows, panel, out, ahead);
     }
   }
 }
@@ -357,7 +338,7 @@ void run_winograd_item(const WinogradCall<T>& call, int64_t item, int thread) {
   const WinogradPlan& plan = call.plan;
   const Axis& d = plan.pass.axis[0];
   T* v = call.scratch + thread * plan.scratch();
-  T* m = v + plan.slots * plan.slot;
+  T* m = plan.m_size == 0 ? v : v + plan.slots * plan.slot;
   const int64_t block = item % plan.blocks * plan.block;
   const int64_t tiles = min_of(plan.block, plan.count - block);
   const int64_t begin = item / plan.blocks * plan.depth, end = min_of(begin + plan.depth, d.count);

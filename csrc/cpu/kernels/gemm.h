@@ -2,11 +2,12 @@
 //
 // The product is cut into blocks of c; one block is one work item, computed by one thread: a in
 // panels of up to kGemmRows rows and b in panels of two vectors. Panels are read in place where
-// that is as fast, else from packed copies in the thread's own scratch, [k][rows] or [k][2 lanes].
+// that is as fast, else from packed copies in the thread's own scratch, [k][pitch].
 // Along k the sum runs in blocks of up to kGemmDepth, each summed in registers and then added to c,
 // so the order of every sum follows from k alone.
 #pragma once
 #include "parallel.h"
+#include "row_tile.h"
 #include "vec.h"
 
 namespace convgrad::cpu {
@@ -15,6 +16,8 @@ namespace {
 // The largest tile: 14 x 2 accumulators of 32 vector registers, or 6 x 2 of 16.
 template <class T>
 constexpr int kGemmRows = kVectorBytes == 64 && sizeof(T) == 4 ? 14 : 6;
+template <class T>
+constexpr int64_t kGemmRowPitch = kGemmRows<T> > 8 ? 16 : 8;  // of packed rows
 template <class T>
 constexpr int64_t kGemmCols = 2 * kLanes<T>;
 constexpr int64_t kGemmDepth = 256;   // k per block: a panel of b (32 KB at most) stays in L1
@@ -71,51 +74,54 @@ void pack_four_rows(const T* src, int64_t pitch, int64_t depth, int64_t width, T
   }
 }
 
-// dst[j * W + i] = src[j * pitch + i]: whole columns of a panel.
-template <class T, int64_t W>
-void pack_columns(const T* src, int64_t pitch, int64_t depth, T* dst) {
-  for (int64_t j = 0; j < depth; ++j)
-    __builtin_memcpy(dst + j * W, src + j * pitch, static_cast<size_t>(W) * sizeof(T));
+// As many rows as a vector has lanes, of a number of elements that is a multiple of that, to
+// dst[j * width + row].
+inline void pack_square(const float* src, int64_t pitch, int64_t depth, int64_t width, float* dst) {
+  constexpr int L = kLanes<float>;
+  for (int64_t j = 0; j < depth; j += L) {
+    Vec<float> v[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = load(src + i * pitch + j);
+    transpose_to_lanes(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store(dst + (j + i) * width, v[i]);
+  }
 }
 
-// dst[j * width + i] = src(i, j) for i < used, j < depth; zero for used <= i < width.
+// dst[j * width + i] = src[i * pitch + j] for i < used, j < depth.
 template <class T>
-void pack_panel(MatrixView<T> src, int64_t used, int64_t depth, int64_t width, T* dst) {
-  if (src.row == 1) {  // a column of the panel is contiguous
-    if (used == kGemmCols<T> && width == used)
-      return pack_columns<T, kGemmCols<T>>(src.data, src.col, depth, dst);
-    if (used == kGemmRows<T> && width == used)
-      return pack_columns<T, kGemmRows<T>>(src.data, src.col, depth, dst);
-    for (int64_t j = 0; j < depth; ++j, dst += width) {
-      const T* from = src.data + j * src.col;
-      for (int64_t i = 0; i < used; ++i) dst[i] = from[i];
-      for (int64_t i = used; i < width; ++i) dst[i] = 0;
-    }
-    return;
-  }
+void pack_rows(const T* src, int64_t pitch, int64_t used, int64_t depth, int64_t width, T* dst) {
+  constexpr int L = kLanes<T>;
   int64_t i = 0;
+  if constexpr (__is_same(T, float))
+    for (const int64_t whole = depth / L * L; i + L <= used; i += L) {
+      pack_square(src + i * pitch, pitch, whole, width, dst + i);
+      for (int64_t r = i; r < i + L && whole < depth; r += 4)
+        pack_four_rows(src + r * pitch + whole, pitch, depth - whole, width,
+                       dst + whole * width + r);
+    }
   while (used >= 4 && i < used) {  // the last four rows may repeat some
     i = min_of(i, used - 4);
-    pack_four_rows(src.data + i * src.row, src.row, depth, width, dst + i);
+    pack_four_rows(src + i * pitch, pitch, depth, width, dst + i);
     i += 4;
   }
-  for (; i < width; ++i)
-    for (int64_t j = 0; j < depth; ++j)
-      dst[j * width + i] = i < used ? src.data[i * src.row + j] : T(0);
+  for (; i < used; ++i)
+    for (int64_t j = 0; j < depth; ++j) dst[j * width + i] = src[i * pitch + j];
 }
 
-// The panels of `count` rows of src, `width` at a time, the last one `pad_to` a multiple of that.
-// Where columns are contiguous they are packed some at a time into all panels: one panel after
-// another would read each cache line again for every panel.
+// dst[j * width + i] = src[j * pitch + i] for i < used, j < depth. Whole vectors: what is copied
+// beyond `used` follows in memory, and is never looked at.
 template <class T>
-void pack_block(MatrixView<T> src, int64_t count, int64_t depth, int64_t width, int64_t pad_to,
-                T* dst) {
-  const int64_t step = src.row == 1 ? 16 : max_of(depth, 1);
-  for (int64_t j = 0; j < depth; j += step)
-    for (int64_t i = 0; i < count; i += width) {
-      const int64_t used = min_of(width, count - i), panel = ceil_div(used, pad_to) * pad_to;
-      pack_panel(src.at(i, j), used, min_of(step, depth - j), panel, dst + i * depth + j * panel);
-    }
+void pack_columns(const T* src, int64_t pitch, int64_t used, int64_t depth, int64_t width, T* dst) {
+  constexpr int L = kLanes<T>;
+  int64_t j = 0;
+  for (const int64_t whole = ceil_div(used, L) * L; j < depth; ++j, src += pitch, dst += width) {
+    if ((depth - 1 - j) * pitch + used < whole) break;
+    for (int64_t i = 0; i < whole; i += L) store(dst + i, load(src + i));
+  }
+  for (; j < depth; ++j, src += pitch, dst += width)
+    for (int64_t i = 0; i < used; i += L)
+      store_first(dst + i, load_first(src + i, min_of(L, used - i)), min_of(L, used - i));
 }
 
 // Whether tiles may read rows of such a pitch side by side. Rows a large power of two apart share
@@ -125,31 +131,55 @@ bool rows_in_place(int64_t pitch) {
   return pitch * int64_t{sizeof(T)} % 2048 != 0;
 }
 
-// The panels of `count` rows of src, `width` at a time, of `depth` columns: views of src itself if
-// `in_place`, except for a last one that is no multiple of pad_to rows, or else packed copies.
+// [0, count) in pieces of at most `most`, as equal as multiples of `unit` can be.
+struct Cuts {
+  int64_t count, unit, units, pieces;
+
+  Cuts(int64_t n, int64_t most, int64_t multiple)
+      : count(n), unit(multiple), units(ceil_div(n, multiple)), pieces(ceil_div(n, most)) {}
+  int64_t at(int64_t piece) const { return min_of(count, units * piece / pieces * unit); }
+  int64_t size(int64_t piece) const { return at(piece + 1) - at(piece); }
+};
+
+// The panels of some rows of src, of `depth` columns: views of src itself if `in_place`, except for
+// a last one that is no multiple of `whole` rows, or else packed copies, which pack() makes.
 template <class T>
 struct GemmPanels {
   MatrixView<T> src;
-  int64_t count, depth, width, last, packed_from;  // last: the last panel's width
+  Cuts cuts;
+  int64_t depth, pitch, packed_from;  // pitch: of a packed panel's columns; its first panel
   T* packed;
 
-  GemmPanels(MatrixView<T> source, int64_t rows, int64_t columns, int64_t panel, int64_t pad,
+  GemmPanels(MatrixView<T> source, Cuts pieces, int64_t whole, int64_t columns, int64_t width,
              bool in_place, T* scratch)
       : src(source),
-        count(rows),
+        cuts(pieces),
         depth(columns),
-        width(panel),
-        last(ceil_div((rows - 1) % panel + 1, pad) * pad),
-        packed_from(!in_place     ? 0
-                    : count % pad ? count / width * width
-                                  : count),
-        packed(scratch) {
-    if (packed_from < count)
-      pack_block(src.at(packed_from, 0), count - packed_from, depth, width, pad, packed);
+        pitch(width),
+        packed_from(!in_place ? 0 : cuts.pieces - (cuts.count % whole != 0)),
+        packed(scratch) {}
+  // Where columns are contiguous they are packed some at a time into all panels: one panel after
+  // another would read each cache line again for every panel.
+  const GemmPanels& pack() const {
+    const int64_t step = src.row == 1 ? 16 : max_of(depth, 1);
+    for (int64_t j = 0; j < depth; j += step)
+      for (int64_t piece = packed_from; piece < cuts.pieces; ++piece)
+        pack(piece, j, min_of(step, depth - j));
+    return *this;
   }
-  MatrixView<T> at(int64_t i) const {
-    if (i < packed_from) return src.at(i, 0);
-    return {packed + (i - packed_from) * depth, 1, i + width <= count ? width : last};
+  void pack(int64_t piece, int64_t j, int64_t columns) const {
+    const int64_t first = cuts.at(piece), used = cuts.size(piece);
+    const T* from = src.at(first, j).data;
+    T* to = panel(piece) + j * pitch;
+    if (src.row == 1)
+      pack_columns(from, src.col, used, columns, pitch, to);
+    else
+      pack_rows(from, src.row, used, columns, pitch, to);
+  }
+  T* panel(int64_t piece) const { return packed + (piece - packed_from) * pitch * depth; }
+  MatrixView<T> at(int64_t piece) const {
+    if (piece < packed_from) return src.at(cuts.at(piece), 0);
+    return {panel(piece), 1, pitch};
   }
 };
 
@@ -263,8 +293,13 @@ GemmTile<T> gemm_tile_for(int64_t rows, int64_t cols) {
 
 // Rows and columns of c per work item, and the scratch one thread needs for it.
 struct GemmBlock {
-  int64_t rows, cols, depth, scratch;  // scratch: elements
+  int64_t rows, cols, depth, row_panels, scratch;  // elements of packed rows, and of all
 };
+inline Cuts row_blocks(int64_t rows, const GemmBlock& block) { return {rows, block.rows, 2}; }
+template <class T>
+Cuts col_blocks(int64_t cols, const GemmBlock& block) {
+  return {cols, block.cols, kGemmCols<T>};
+}
 // About 168 x 256, which amortises packing, and less where that gives fewer than `wanted` blocks.
 // Rows and columns never change a sum, so they may follow from the number of threads.
 template <class T>
@@ -278,44 +313,54 @@ GemmBlock gemm_block(int64_t m, int64_t n, int64_t k, int64_t wanted) {
     ++blocks[side];
   }
   GemmBlock block;
-  block.rows = ceil_div(tiles[0], blocks[0]) * MR;  // even blocks
+  block.rows = ceil_div(max_of(1, ceil_div(m, 2)), blocks[0]) * 2;  // even blocks
   block.cols = ceil_div(tiles[1], blocks[1]) * NR;
-  block.depth = ceil_div(k, max_of(1, ceil_div(k, kGemmDepth)));
-  block.scratch = ceil_div((block.rows + block.cols) * block.depth + 32, 16) * 16;
+  block.depth = ceil_div(ceil_div(max_of(k, 1), max_of(1, ceil_div(k, kGemmDepth))), 16) * 16;
+  block.row_panels = ceil_div(block.rows, MR) * kGemmRowPitch<T> * block.depth;
+  block.scratch = ceil_div(block.row_panels + block.cols * block.depth, 16) * 16;
   return block;
 }
 
-// c (rows, cols) = epilogue(a (rows, k) b (k, cols)); rows and cols within `block`.
+// Columns from `first` on of a b that is packed in blocks of the depth, of `count` columns in all
+// with padding.
 template <class T>
-void gemm_item(const GemmBlock& block, int64_t k, MatrixView<T> a, MatrixView<T> b, GemmTarget<T> c,
-               T* scratch) {
-  constexpr int64_t MR = kGemmRows<T>, NR = kGemmCols<T>;
-  // Even tiles: 16 rows are 8 + 8, not 14 + 2.
-  const int64_t tiles = ceil_div(c.rows, MR), panels = ceil_div(c.cols, NR);
-  const int64_t height = ceil_div(ceil_div(c.rows, max_of(tiles, 1)), 2) * 2;
+struct PackedColumns {
+  T* data;
+  int64_t count, first;
+};
+
+// c (rows, cols) = epilogue(a (rows, k) b (k, cols)); rows and cols within `block`. Where b is
+// packed, its view says nothing.
+template <class T>
+void gemm_item(const GemmBlock& block, int64_t k, MatrixView<T> a, MatrixView<T> b,
+               const GemmTarget<T>& c, T* scratch, PackedColumns<T> packed = {}) {
+  const Cuts row_cuts(c.rows, kGemmRows<T>, 2);
+  const Cuts col_cuts(c.cols, kGemmCols<T>, kGemmCols<T>);
   const Epilogue<T>& e = c.epilogue;
   const bool any = e.bias || e.relu || e.mask;
   int64_t k0 = 0;
   do {  // once for k = 0, too: c must be written
     const int64_t depth = min_of(block.depth, k - k0);
-    const bool in_place = a.row == 1 ? panels <= kInPlaceTiles : rows_in_place<T>(a.row);
-    const GemmPanels<T> rows(a.at(0, k0), c.rows, depth, height, 2, in_place, scratch);
-    const GemmPanels<T> cols(b.at(k0, 0).transposed(), c.cols, depth, NR, kLanes<T>,
-                             b.col == 1 && tiles <= kInPlaceTiles,
-                             scratch + ceil_div(block.rows * block.depth + 16, 16) * 16);
+    const bool in_place = a.row == 1 ? col_cuts.pieces <= kInPlaceTiles : rows_in_place<T>(a.row);
+    const auto rows =
+        GemmPanels<T>(a.at(0, k0), row_cuts, 2, depth, kGemmRowPitch<T>, in_place, scratch).pack();
+    const bool cols_in_place = !packed.data && b.col == 1 && row_cuts.pieces <= kInPlaceTiles;
+    const GemmPanels<T> cols(b.at(k0, 0).transposed(), col_cuts, kLanes<T>, depth, kGemmCols<T>,
+                             cols_in_place,
+                             packed.data ? packed.data + k0 * packed.count + packed.first * depth
+                                         : scratch + block.row_panels);
+    if (!packed.data) cols.pack();
     const bool add = k0 > 0;
     k0 += depth;
-    for (int64_t j = 0; j < c.cols; j += NR) {
-      const int64_t used = min_of(NR, c.cols - j);
-      const MatrixView<T> col = cols.at(j);
-      const GemmTile<T> whole = gemm_tile_for<T>(height, used);
-      for (int64_t i = 0; i < c.rows; i += height) {
-        const int64_t left = c.rows - i;
-        const MatrixView<T> row = rows.at(i);
-        const GemmTile<T> tile = left >= height ? whole : gemm_tile_for<T>(left, used);
-        tile(depth, row.data, row.row, row.col, col.data, col.col, c.c + i * c.pitch + j, c.pitch,
-             min_of(height, left), used, add);
-        if (any && k0 >= k) finish_tile(c.at(i, j).at_most(height, used));
+    for (int64_t col = 0; col < col_cuts.pieces; ++col) {
+      const int64_t j = col_cuts.at(col), width = col_cuts.size(col);
+      const MatrixView<T> right = cols.at(col);
+      for (int64_t row = 0; row < row_cuts.pieces; ++row) {
+        const int64_t i = row_cuts.at(row), height = row_cuts.size(row);
+        const MatrixView<T> left = rows.at(row);
+        gemm_tile_for<T>(height, width)(depth, left.data, left.row, left.col, right.data, right.col,
+                                        c.c + i * c.pitch + j, c.pitch, height, width, add);
+        if (any && k0 >= k) finish_tile(c.at(i, j).at_most(height, width));
       }
     }
   } while (k0 < k);
@@ -325,24 +370,34 @@ void gemm_item(const GemmBlock& block, int64_t k, MatrixView<T> a, MatrixView<T>
 // workspace, at most 2^20 elements in all; the chunks are added in order.
 struct GemmPlan {
   GemmBlock block;
-  int64_t rows, cols;  // blocks of c
+  Cuts rows, cols;  // blocks of c
   int64_t chunks, depth;
 };
+
+template <class T>
+bool cuts_depth(const GemmShape& s) {
+  return s.batch == 1 && s.m * s.n > 0 && s.m * s.n <= 1 << 16 && s.k >= 4096;
+}
+// Blocks of c wanted for more threads than one: as many as have 4 us of work, up to four for each
+// thread, or one for each that has 2 us.
+template <class T>
+int64_t wanted_blocks(const GemmShape& s, int threads) {
+  if (threads == 1) return 1;
+  const int64_t work = gemm_work<T>(s), per_thread = min_of(4, (work >> 16) / threads);
+  return max_of(min_of(threads, work >> 15), per_thread * threads);
+}
+
 template <class T>
 GemmPlan plan_gemm(const GemmShape& s, int threads) {
-  GemmPlan p{};
-  p.chunks = 1;
-  p.depth = s.k;
-  if (s.batch == 1 && s.m * s.n > 0 && s.m * s.n <= 1 << 16 && s.k >= 4096) {
-    const int64_t chunks = min_of(min_of(64, s.k >> 10), (int64_t{1} << 20) / (s.m * s.n));
-    p.depth = ceil_div(ceil_div(s.k, chunks), kGemmDepth) * kGemmDepth;
-    p.chunks = ceil_div(s.k, p.depth);
+  int64_t chunks = 1, depth = s.k;
+  if (cuts_depth<T>(s)) {
+    chunks = min_of(min_of(64, s.k >> 10), (int64_t{1} << 20) / (s.m * s.n));
+    depth = ceil_div(ceil_div(s.k, chunks), kGemmDepth) * kGemmDepth;
+    chunks = ceil_div(s.k, depth);
   }
-  const int64_t wanted = min_of(4 * threads, gemm_work<T>(s) >> 15);
-  p.block = gemm_block<T>(s.m, s.n, p.depth, ceil_div(wanted, max_of(1, s.batch * p.chunks)));
-  p.rows = ceil_div(s.m, p.block.rows);
-  p.cols = ceil_div(s.n, p.block.cols);
-  return p;
+  const int64_t wanted = ceil_div(wanted_blocks<T>(s, threads), max_of(1, s.batch * chunks));
+  const GemmBlock block = gemm_block<T>(s.m, s.n, depth, wanted);
+  return {block, row_blocks(s.m, block), col_blocks<T>(s.n, block), chunks, depth};
 }
 
 template <class T>
@@ -362,9 +417,11 @@ void packed_gemm(const Exec& exec, const GemmShape& s, const T* a, const T* b,
   T* partial = scratch + exec.threads * p.block.scratch;
   const int64_t partial_size = ceil_div(s.m * s.n, 16) * 16;
   const int64_t outer = s.batch * p.chunks;  // one of the two is 1
-  parallel_for(exec, outer * p.rows * p.cols, gemm_work<T>(s), [&](int64_t item, int thread) {
-    const int64_t o = item / (p.rows * p.cols);
-    const int64_t i = item / p.cols % p.rows * p.block.rows, j = item % p.cols * p.block.cols;
+  const int64_t blocks = p.rows.pieces * p.cols.pieces;
+  parallel_for(exec, outer * blocks, gemm_work<T>(s), [&](int64_t item, int thread) {
+    const int64_t o = item / blocks, row = item / p.cols.pieces % p.rows.pieces;
+    const int64_t col = item % p.cols.pieces;
+    const int64_t i = p.rows.at(row), j = p.cols.at(col);
     const int64_t k0 = p.chunks > 1 ? o * p.depth : 0;
     MatrixView<T> at_a = view_a.at(i, k0), at_b = view_b.at(k0, j);
     GemmTarget<T> whole = {partial + o * partial_size, s.n, s.m, s.n, {}};
@@ -376,7 +433,7 @@ void packed_gemm(const Exec& exec, const GemmShape& s, const T* a, const T* b,
       if (epilogue.mask) whole.epilogue.mask += o * s.m * s.n;
     }
     gemm_item(p.block, min_of(p.depth, s.k - k0), at_a, at_b,
-              whole.at(i, j).at_most(p.block.rows, p.block.cols),
+              whole.at(i, j).at_most(p.rows.size(row), p.cols.size(col)),
               scratch + thread * p.block.scratch);
   });
   if (p.chunks == 1) return;

@@ -1,7 +1,7 @@
 // Matrix products whose operands both lie along k, c = a b' with a (m, k) and b (n, k), as tiles of
 // dot products: lanes run along k, so that nothing is packed and few columns waste no lanes.
 #pragma once
-#include "gemm.h"
+#include "gemm_along_k.h"
 #include "lanes.h"
 
 namespace convgrad::cpu {
@@ -131,13 +131,16 @@ void finish_dots(const Epilogue<T>& e, int64_t count, const T* sums, int64_t j, 
   put<T, 4>(c + at, v);
 }
 
-// Whether dot products beat panels. They do for few columns, which waste lanes of a panel, and
-// where a packed copy of b would be read by few tiles: adding up the lanes costs as much as packing
-// at k = 1.5 m or so (measured, Zen 5 with 8 and with 16 lanes).
+// Whether dot products beat panels. They do for few rows or columns, which waste lanes of a panel,
+// and for little depth: adding up the lanes costs 5 cycles per result, loads a tenth (measured,
+// Zen 5).
 template <class T>
 bool dots_pay(const GemmShape& s) {
-  if (s.trans_a || !s.trans_b || s.k < 4 * kLanes<T> || s.k > kDotDepth) return false;
-  return s.n < 16 || 2 * s.k >= 3 * s.m;
+  constexpr int64_t L = kLanes<T>;
+  if (s.trans_a || !s.trans_b || s.k < 4 * L || s.k > kDotDepth) return false;
+  const int64_t dots = s.m * s.n * 11 / 10 + 10 * L * s.m * s.n / s.k;
+  return s.m < 16 || s.n < 16 || !is_along_k<T>(s) ||
+         dots < min_of(along_k_cost<T>(s, false), along_k_cost<T>(s, true));
 }
 
 // One item: kDotBlock columns, whose rows of b stay in the L2 cache, and the rows of a tile, or of

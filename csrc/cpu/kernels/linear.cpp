@@ -1,6 +1,7 @@
 // Matrix products and column sums. All matrices are row-major.
 #include "column_sum.h"
 #include "gemm.h"
+#include "gemm_along_k.h"
 #include "gemm_dots.h"
 
 namespace convgrad::cpu {
@@ -81,19 +82,19 @@ GemmShape merged(GemmShape s) {
 template <class T>
 int64_t gemm_workspace(const GemmShape& shape, int threads) {
   const GemmShape s = merged(shape);
-  return s.m == 1 || s.n == 1 || dots_pay<T>(s) ? 0 : packed_gemm_workspace<T>(s, threads);
+  if (s.m == 1 || s.n == 1 || dots_pay<T>(s)) return 0;
+  return is_along_k<T>(s) ? along_k_workspace<T>(s, threads) : packed_gemm_workspace<T>(s, threads);
 }
 
 template <class T>
 void gemm(const Exec& exec, const GemmShape& shape, const T* a, const T* b,
           const Epilogue<T>& epilogue, T* c) {
   const GemmShape s = merged(shape);
-  if (s.m == 1 || s.n == 1)
-    gemv(exec, s, a, b, epilogue, c);
-  else if (dots_pay<T>(s))
-    dot_gemm(exec, s, a, b, epilogue, c);
-  else
-    packed_gemm(exec, s, a, b, epilogue, c);
+  if (s.m == 1 || s.n == 1) return gemv(exec, s, a, b, epilogue, c);
+  if (dots_pay<T>(s)) return dot_gemm(exec, s, a, b, epilogue, c);
+  if constexpr (__is_same(T, float))
+    if (is_along_k<T>(s)) return along_k_gemm(exec, s, a, b, epilogue, c);
+  packed_gemm(exec, s, a, b, epilogue, c);
 }
 
 template <class T>

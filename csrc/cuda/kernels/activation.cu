@@ -151,36 +151,38 @@ constexpr int kThreads = 256;
 
 template <class F, class T>
 __global__ void __launch_bounds__(kThreads, 4)
-    forward_kernel(Params<T> p, int64_t n, int64_t packs, const T* x, T* y) {
+    forward_kernel(Params<Acc<T>> p, int64_t n, int64_t packs, const T* x, T* y) {
   constexpr int W = kPack<T>;
   for (int64_t i = thread_index(); i < packs; i += thread_count()) {
-    Pack<T, W> v = load_pack<W>(x + i * W);
+    Acc<T> v[W];
+    load_values<W>(x + i * W, v);
 #pragma unroll
     for (int j = 0; j < W; ++j) v[j] = F::forward(v[j], p);
-    store_pack(y + i * W, v);
+    store_values<W>(y + i * W, v);
   }
   for (int64_t i = packs * W + thread_index(); i < n; i += thread_count())
-    y[i] = F::forward(x[i], p);
+    y[i] = T(F::forward(Acc<T>(x[i]), p));
 }
 
 template <class F, class T>
 __global__ void __launch_bounds__(kThreads, 4)
-    backward_kernel(Params<T> p, int64_t n, int64_t packs, const T* s, const T* dy, T* dx) {
+    backward_kernel(Params<Acc<T>> p, int64_t n, int64_t packs, const T* s, const T* dy, T* dx) {
   constexpr int W = kPack<T>;
   for (int64_t i = thread_index(); i < packs; i += thread_count()) {
-    const Pack<T, W> saved = load_pack<W>(s + i * W);
-    Pack<T, W> g = load_pack<W>(dy + i * W);
+    Acc<T> saved[W], g[W];
+    load_values<W>(s + i * W, saved);
+    load_values<W>(dy + i * W, g);
 #pragma unroll
     for (int j = 0; j < W; ++j) g[j] = F::backward(saved[j], g[j], p);
-    store_pack(dx + i * W, g);
+    store_values<W>(dx + i * W, g);
   }
   for (int64_t i = packs * W + thread_index(); i < n; i += thread_count())
-    dx[i] = F::backward(s[i], dy[i], p);
+    dx[i] = T(F::backward(Acc<T>(s[i]), Acc<T>(dy[i]), p));
 }
 
 template <class T, class F>
 void run_forward(const Exec& exec, const UnaryParams& params, int64_t n, const T* x, T* y) {
-  const Params<T> p{T(params.a), T(params.b)};
+  const Params<Acc<T>> p{Acc<T>(params.a), Acc<T>(params.b)};
   const int64_t packs = are_packs<T>(0, x, y) ? n / kPack<T> : 0;
   launch(exec, forward_kernel<F, T>, grid_for(packs ? packs : n, kThreads), dim3(kThreads), 0, p, n,
          packs, x, y);
@@ -189,7 +191,7 @@ void run_forward(const Exec& exec, const UnaryParams& params, int64_t n, const T
 template <class T, class F>
 void run_backward(const Exec& exec, const UnaryParams& params, int64_t n, const T* s, const T* dy,
                   T* dx) {
-  const Params<T> p{T(params.a), T(params.b)};
+  const Params<Acc<T>> p{Acc<T>(params.a), Acc<T>(params.b)};
   const int64_t packs = are_packs<T>(0, s, dy, dx) ? n / kPack<T> : 0;
   launch(exec, backward_kernel<F, T>, grid_for(packs ? packs : n, kThreads), dim3(kThreads), 0, p,
          n, packs, s, dy, dx);
@@ -201,7 +203,7 @@ void unary_forward(const Exec& exec, Unary kind, const UnaryParams& p, int64_t n
   switch (kind) {
 #define CONVGRAD_CASE(F, name) \
   case Unary::k##F:            \
-    return run_forward<T, F<T>>(exec, p, n, x, y);
+    return run_forward<T, F<Acc<T>>>(exec, p, n, x, y);
     CONVGRAD_UNARIES(CONVGRAD_CASE)
 #undef CONVGRAD_CASE
   }
@@ -213,7 +215,7 @@ void unary_backward(const Exec& exec, Unary kind, const UnaryParams& p, int64_t 
   switch (kind) {
 #define CONVGRAD_CASE(F, name) \
   case Unary::k##F:            \
-    return run_backward<T, F<T>>(exec, p, n, s, dy, dx);
+    return run_backward<T, F<Acc<T>>>(exec, p, n, s, dy, dx);
     CONVGRAD_UNARIES(CONVGRAD_CASE)
 #undef CONVGRAD_CASE
   }

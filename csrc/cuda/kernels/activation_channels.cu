@@ -13,15 +13,16 @@ __global__ void __launch_bounds__(kThreads)
     prelu_forward_kernel(int64_t packs, Divider by_packs, bool shared_slope, const T* x, const T* a,
                          T* y) {
   for (int64_t i = thread_index(); i < packs; i += thread_count()) {
-    Pack<T, W> v = load_pack<W>(x + i * W);
+    Acc<T> v[W];
+    load_values<W>(x + i * W, v);
     int64_t row = i;
     const int64_t c = shared_slope ? 0 : by_packs.split(row) * W;
 #pragma unroll
     for (int j = 0; j < W; ++j) {
-      const T slope = a[shared_slope ? 0 : c + j];
-      v[j] = v[j] > T(0) ? v[j] : slope * v[j];
+      const Acc<T> slope = Acc<T>(a[shared_slope ? 0 : c + j]);
+      v[j] = v[j] > Acc<T>(0) ? v[j] : slope * v[j];
     }
-    store_pack(y + i * W, v);
+    store_values<W>(y + i * W, v);
   }
 }
 
@@ -49,12 +50,12 @@ struct RowBlocks {
 
 template <class T>
 int64_t prelu_backward_workspace(int64_t rows, int64_t c, int) {
-  return RowBlocks(rows).count * c * int64_t(sizeof(T));
+  return RowBlocks(rows).count * c * int64_t(sizeof(Acc<T>));
 }
 
 template <class T, int W>
 struct ColumnSums {
-  T sum[kThreads][W];
+  Acc<T> sum[kThreads][W];
 };
 // dx of a block of rows (y) and `lanes` packs of channels (x), and partial (row blocks, c) = their
 // sums of dy min(0, x).
@@ -62,23 +63,24 @@ template <class T, int W>
 __global__ void __launch_bounds__(kThreads)
     prelu_backward_kernel(int64_t rows, int64_t c, int64_t rows_per_block, int lanes,
                           const T* __restrict__ x, const T* __restrict__ a,
-                          const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ partial) {
+                          const T* __restrict__ dy, T* __restrict__ dx,
+                          Acc<T>* __restrict__ partial) {
   auto& sums = shared<ColumnSums<T, W>>().sum;
   const int me = int(threadIdx.x);
   const int64_t channel = (int64_t(blockIdx.x) * lanes + me % lanes) * W;
   const int64_t begin = blockIdx.y * rows_per_block;
   const int64_t end = begin + rows_per_block < rows ? begin + rows_per_block : rows;
-  LongSum<T, W> sum;
+  LongSum<Acc<T>, W> sum;
   for (int64_t row = begin + me / lanes; channel < c && row < end; row += kThreads / lanes) {
-    const Pack<T, W> v = load_pack<W>(x + row * c + channel);
-    Pack<T, W> g = load_pack<W>(dy + row * c + channel);
-    T term[W];
+    Acc<T> v[W], g[W], term[W];
+    load_values<W>(x + row * c + channel, v);
+    load_values<W>(dy + row * c + channel, g);
 #pragma unroll
     for (int j = 0; j < W; ++j) {
-      term[j] = v[j] > T(0) ? T(0) : g[j] * v[j];
-      g[j] = v[j] > T(0) ? g[j] : a[channel + j] * g[j];
+      term[j] = v[j] > Acc<T>(0) ? Acc<T>(0) : g[j] * v[j];
+      g[j] = v[j] > Acc<T>(0) ? g[j] : Acc<T>(a[channel + j]) * g[j];
     }
-    store_pack(dx + row * c + channel, g);
+    store_values<W>(dx + row * c + channel, g);
     sum.add(term);
   }
   sum.fold();
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
 // da (c) = the sums of partial (blocks, c), a warp per channel, in double.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    add_blocks(int64_t blocks, int64_t c, const T* __restrict__ partial, T* __restrict__ da) {
+    add_blocks(int64_t blocks, int64_t c, const Acc<T>* __restrict__ partial, T* __restrict__ da) {
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t warps = thread_count() / kWarp;
   for (int64_t channel = thread_index() / kWarp; channel < c; channel += warps) {
@@ -114,7 +116,7 @@ template <class T>
 void prelu_backward(const Exec& exec, int64_t rows, int64_t c, const T* x, const T* a, const T* dy,
                     T* dx, T* da) {
   const RowBlocks blocks(rows);
-  T* partial = static_cast<T*>(exec.workspace);
+  auto* partial = static_cast<Acc<T>*>(exec.workspace);
   with_width<T>(are_packs<T>(c, x, dy, dx), [&](auto width) {
     constexpr int W = decltype(width)::value;
     const int64_t packs = c / W;

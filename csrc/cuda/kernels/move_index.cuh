@@ -57,7 +57,7 @@ constexpr int kSums = 4096, kChunk = 1024, kWarps = kThreads / kWarp,
               kPerThread = kChunk / kThreads;
 template <class T>
 struct AddScratch {
-  T sum[kSums];
+  Acc<T> sum[kSums];
   int hits[kPerThread][kWarps];  // in a chunk, by the warps that looked at them
   int list[kChunk];              // row within the block * kChunk + number within the chunk
 };
@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(kThreads)
       constexpr int kAhead = 4;  // values fetched before they are added
       for (int first = 0; first < hits; first += kAhead) {
         int row[kAhead];
-        T v[kAhead];
+        Acc<T> v[kAhead];
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
           const int entry = first + k < hits ? scratch.list[first + k] : 0;
           row[k] = entry / kChunk;
           if (first + k >= hits || row[k] % groups != group || c >= s.cols) row[k] = -1;
-          v[k] = row[k] >= 0 ? values[(base + entry % kChunk) * s.cols + c] : T(0);
+          v[k] = row[k] >= 0 ? Acc<T>(values[(base + entry % kChunk) * s.cols + c]) : Acc<T>(0);
         }
 #pragma unroll
         for (int k = 0; k < kAhead; ++k)
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (int row = group; row < s.block_rows; row += groups)
       if (r0 + row < s.rows && c < s.cols)
-        out[(r0 + row) * s.cols + c] = scratch.sum[row * s.lanes + lane];
+        out[(r0 + row) * s.cols + c] = T(scratch.sum[row * s.lanes + lane]);
   }
 }
 

@@ -12,18 +12,20 @@ constexpr int kThreads = 256;
 // The maxima of W windows so far, and where they are: the first of equal ones, the last NaN.
 template <class T, int W>
 struct Best {
-  T v[W];
+  Acc<T> v[W];
   int32_t tap[W];
 
   __device__ void begin(int64_t tap_if_all_are_lowest) {
 #pragma unroll
     for (int j = 0; j < W; ++j) {
-      v[j] = -std::numeric_limits<T>::infinity();
+      v[j] = -std::numeric_limits<Acc<T>>::infinity();
       tap[j] = int32_t(tap_if_all_are_lowest);
     }
   }
   // A tap after all before.
-  __device__ void offer(const Pack<T, W>& x, int64_t at) {
+  __device__ void offer(const T* p, int64_t at) {
+    Acc<T> x[W];
+    load_values<W>(p, x);
 #pragma unroll
     for (int j = 0; j < W; ++j) {
       const bool take = x[j] > v[j] || x[j] != x[j];
@@ -45,15 +47,12 @@ struct Best {
   }
   template <class Tap>
   __device__ void store(T* y, Tap* taps, int64_t to) const {
-    Pack<T, W> values;
+    store_values<W>(y + to, v);
+    if (taps == nullptr) return;
     Pack<Tap, W> numbers;
 #pragma unroll
-    for (int j = 0; j < W; ++j) {
-      values[j] = v[j];
-      numbers[j] = static_cast<Tap>(tap[j]);
-    }
-    store_pack(y + to, values);
-    if (taps != nullptr) store_pack(taps + to, numbers);
+    for (int j = 0; j < W; ++j) numbers[j] = static_cast<Tap>(tap[j]);
+    store_pack(taps + to, numbers);
   }
 };
 
@@ -61,19 +60,18 @@ __device__ inline int64_t first_tap(const Pool& s, const Span& d, const Span& h,
   return (d.lo * s.ker[1] + h.lo) * s.ker[2] + w.lo;
 }
 
-// One thread per pack of y.
-template <class T, class Tap, int W>
+// One thread per pack of y. Few taps: their numbers fit a byte.
+template <class T, int W>
 __global__ void __launch_bounds__(kThreads, 3)
     max_forward(Pool s, Divider by_packs, int64_t items, const T* __restrict__ x, T* __restrict__ y,
-                Tap* __restrict__ tap) {
+                uint8_t* __restrict__ tap) {
   for (int64_t i = thread_index(); i < items; i += thread_count()) {
     const Place p = place_of(i, s.by_out, by_packs, W);
     const Span d = window(s, 0, p.d), h = window(s, 1, p.h), w = window(s, 2, p.w);
     const T* image = x + p.n * s.in_pixels() * s.c + p.c;
     Best<T, W> best;
     best.begin(first_tap(s, d, h, w));
-    for_taps(s, d, h, w, image,
-             [&](const T* at, int32_t number) { best.offer(load_pack<W>(at), number); });
+    for_taps(s, d, h, w, image, [&](const T* at, int32_t number) { best.offer(at, number); });
     best.store(y, tap, i * W);
   }
 }
@@ -97,9 +95,8 @@ __global__ void __launch_bounds__(kWideThreads)
     best.begin(first_tap(s, d, h, w));
     const T* image = x + p.n * s.in_pixels() * s.c + c;
     if (c < s.c)
-      for_shared_taps(s, wide, d, h, w, 0, [&](int64_t pixel, int64_t at) {
-        best.offer(load_pack<W>(image + pixel * s.c), at);
-      });
+      for_shared_taps(s, wide, d, h, w, 0,
+                      [&](int64_t pixel, int64_t at) { best.offer(image + pixel * s.c, at); });
     __syncthreads();  // shared_best may still be read
     shared_best[me] = best;
     for (int step = kWideThreads / 2; step >= wide.lanes; step /= 2) {
@@ -118,15 +115,15 @@ void max_forward_with(const Exec& exec, const PoolShape& s, const T* x, T* y, Ta
   with_width<T>(are_packs<T>(s.c, x, y, tap), [&](auto width) {
     constexpr int W = decltype(width)::value;
     const int64_t packs = s.c / W;
-    if (s.taps() > kManyTaps) {
-      const WideShape wide(s, packs, 1);
-      launch(exec, max_forward_wide<T, Tap, W>, wide.grid(), dim3(kWideThreads),
-             sizeof(WideMaxima<T, W>), Pool(s), wide, x, y, tap);
-      return;
-    }
-    const int64_t items = s.n * s.out_pixels() * packs;
-    launch(exec, max_forward<T, Tap, W>, grid_for(items, kThreads), dim3(kThreads), 0, Pool(s),
-           Divider(packs), items, x, y, tap);
+    if constexpr (sizeof(Tap) == 1)
+      if (s.taps() <= kManyTaps) {
+        const int64_t items = s.n * s.out_pixels() * packs;
+        return launch(exec, max_forward<T, W>, grid_for(items, kThreads), dim3(kThreads), 0,
+                      Pool(s), Divider(packs), items, x, y, tap);
+      }
+    const WideShape wide(s, packs, 1);
+    launch(exec, max_forward_wide<T, Tap, W>, wide.grid(), dim3(kWideThreads),
+           sizeof(WideMaxima<T, W>), Pool(s), wide, x, y, tap);
   });
 }
 
@@ -147,26 +144,24 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (int64_t i = thread_index(); i < items; i += thread_count()) {
     const Place p = place_of(i, s.by_in, by_packs, W);
     const int64_t image = p.n * s.out_pixels() * s.c + p.c;
-    LongSum<T, W> sum;
+    LongSum<Acc<T>, W> sum;
     for_covering(s, p.d, p.h, p.w, [&](const Covering& o) {
       const int64_t from = image + o.pixel * s.c;
       const Pack<Tap, W> at = load_pack<W>(tap + from);
-      const Pack<T, W> g = load_pack<W>(dy + from);
-      T term[W];
+      Acc<T> g[W];
+      load_values<W>(dy + from, g);
 #pragma unroll
-      for (int j = 0; j < W; ++j) term[j] = int32_t(at[j]) == int32_t(o.tap) ? g[j] : T(0);
+      for (int j = 0; j < W; ++j) g[j] = int32_t(at[j]) == int32_t(o.tap) ? g[j] : Acc<T>(0);
       if (mask != nullptr) {
-        const Pack<T, W> m = load_pack<W>(mask + from);
+        Acc<T> m[W];
+        load_values<W>(mask + from, m);
 #pragma unroll
-        for (int j = 0; j < W; ++j) term[j] = m[j] <= T(0) ? T(0) : term[j];
+        for (int j = 0; j < W; ++j) g[j] = m[j] <= Acc<T>(0) ? Acc<T>(0) : g[j];
       }
-      sum.add(term);
+      sum.add(g);
     });
     sum.fold();
-    Pack<T, W> result;
-#pragma unroll
-    for (int j = 0; j < W; ++j) result[j] = sum.total[j];
-    store_pack(dx + i * W, result);
+    store_values<W>(dx + i * W, sum.total);
   }
 }
 

@@ -12,10 +12,10 @@ __device__ inline int64_t axis_count(const Pool& s, int axis, const Span& w) {
   const int64_t room = s.in[axis] + s.pad[axis] - w.first;
   return s.ker[axis] < room ? s.ker[axis] : room;
 }
-template <class T>
-__device__ T divisor(const Pool& s, const Span& d, const Span& h, const Span& w) {
-  if (s.divisor) return T(s.divisor);
-  return T(axis_count(s, 0, d) * axis_count(s, 1, h) * axis_count(s, 2, w));
+template <class A>
+__device__ A divisor(const Pool& s, const Span& d, const Span& h, const Span& w) {
+  if (s.divisor) return A(s.divisor);
+  return A(axis_count(s, 0, d) * axis_count(s, 1, h) * axis_count(s, 2, w));
 }
 
 // Windows of many taps, if they are few, are cut into parts of about so many taps.
@@ -29,7 +29,7 @@ int64_t parts_of(const PoolShape& s) {
 template <class T>
 int64_t avg_pool_forward_workspace(const PoolShape& s, int) {
   const int64_t parts = parts_of(s);
-  return parts == 1 ? 0 : s.y_size() * parts * int64_t(sizeof(T));
+  return parts == 1 ? 0 : s.y_size() * parts * int64_t(sizeof(Acc<T>));
 }
 
 // One thread per pack of y.
@@ -41,30 +41,30 @@ __global__ void __launch_bounds__(kThreads, 3)
     const Place p = place_of(i, s.by_out, by_packs, W);
     const Span d = window(s, 0, p.d), h = window(s, 1, p.h), w = window(s, 2, p.w);
     const T* image = x + p.n * s.in_pixels() * s.c + p.c;
-    T sum[W] = {};
+    Acc<T> sum[W] = {};
     for_taps(s, d, h, w, image, [&](const T* at, int32_t) {
-      const Pack<T, W> v = load_pack<W>(at);
+      Acc<T> v[W];
+      load_values<W>(at, v);
 #pragma unroll
       for (int j = 0; j < W; ++j) sum[j] += v[j];
     });
-    const T count = divisor<T>(s, d, h, w);
-    Pack<T, W> result;
+    const Acc<T> count = divisor<Acc<T>>(s, d, h, w);
 #pragma unroll
-    for (int j = 0; j < W; ++j) result[j] = sum[j] / count;
-    store_pack(y + i * W, result);
+    for (int j = 0; j < W; ++j) sum[j] /= count;
+    store_values<W>(y + i * W, sum);
   }
 }
 
 template <class T, int W>
 struct WideSums {
-  T sum[kWideThreads][W];
+  Acc<T> sum[kWideThreads][W];
 };
 // One block per window, group of channels and part of the taps: y, or the part's sums where there
 // are several, (parts, n, out, c).
 template <class T, int W>
 __global__ void __launch_bounds__(kWideThreads)
     avg_forward_wide(Pool s, WideShape wide, const T* __restrict__ x, T* __restrict__ y,
-                     T* __restrict__ partial) {
+                     Acc<T>* __restrict__ partial) {
   auto& sums = shared<WideSums<T, W>>().sum;
   const int me = int(threadIdx.x), lane = me % wide.lanes;
   for (int64_t item = blockIdx.x; item < wide.items; item += gridDim.x) {
@@ -74,11 +74,12 @@ __global__ void __launch_bounds__(kWideThreads)
     const int64_t c = (p.c + lane) * W, pixel = wide.by_groups.quotient(rest);
     const Span d = window(s, 0, p.d), h = window(s, 1, p.h), w = window(s, 2, p.w);
     const T* image = x + p.n * s.in_pixels() * s.c + c;
-    LongSum<T, W> sum;
+    LongSum<Acc<T>, W> sum;
     if (c < s.c)
       for_shared_taps(s, wide, d, h, w, part, [&](int64_t at, int64_t) {
-        const Pack<T, W> v = load_pack<W>(image + at * s.c);
-        sum.add(v.v);
+        Acc<T> v[W];
+        load_values<W>(image + at * s.c, v);
+        sum.add(v);
       });
     sum.fold();
     __syncthreads();  // sums may still be read
@@ -91,34 +92,39 @@ __global__ void __launch_bounds__(kWideThreads)
       for (int j = 0; j < W; ++j) sums[me][j] += sums[me + step][j];
     }
     if (me >= wide.lanes || c >= s.c) continue;
-    const T count = wide.parts == 1 ? divisor<T>(s, d, h, w) : T(1);
-    T* to = wide.parts == 1 ? y : partial + part * s.y_size();
-    Pack<T, W> result;
+    const int64_t to = pixel * s.c + c;
+    if (wide.parts > 1) {
+#pragma unroll
+      for (int j = 0; j < W; ++j) partial[part * s.y_size() + to + j] = sums[me][j];
+      continue;
+    }
+    const Acc<T> count = divisor<Acc<T>>(s, d, h, w);
+    Acc<T> result[W];
 #pragma unroll
     for (int j = 0; j < W; ++j) result[j] = sums[me][j] / count;
-    store_pack(to + pixel * s.c + c, result);
+    store_values<W>(y + to, result);
   }
 }
 
 // y = the average whose sum `parts` (parts, n, out, c) make.
 template <class T>
-void add_parts(const Exec& exec, const Pool& s, int64_t parts, const T* partial, T* y) {
+void add_parts(const Exec& exec, const Pool& s, int64_t parts, const Acc<T>* partial, T* y) {
   const Divider by_c(s.c);
   const int64_t size = s.y_size();
   for_each(exec, size, [=] __device__(int64_t i) {
     const Place p = place_of(i, s.by_out, by_c, 1);
-    T sum = 0;
+    Acc<T> sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += partial[part * size + i];
-    y[i] = sum / divisor<T>(s, window(s, 0, p.d), window(s, 1, p.h), window(s, 2, p.w));
+    y[i] = T(sum / divisor<Acc<T>>(s, window(s, 0, p.d), window(s, 1, p.h), window(s, 2, p.w)));
   });
 }
 
 template <class T>
 void avg_pool_forward(const Exec& exec, const PoolShape& s, const T* x, T* y) {
   if (s.y_size() == 0) return;
-  T* partial = static_cast<T*>(exec.workspace);
+  auto* partial = static_cast<Acc<T>*>(exec.workspace);
   const int64_t parts = parts_of(s);
-  with_width<T>(are_packs<T>(s.c, x, y, partial), [&](auto width) {
+  with_width<T>(are_packs<T>(s.c, x, y), [&](auto width) {
     constexpr int W = decltype(width)::value;
     const int64_t packs = s.c / W;
     if (s.taps() > kManyTaps) {
@@ -149,26 +155,29 @@ int64_t common_divisor(const PoolShape& s) {
 // if they differ.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads, 3)
-    avg_backward(Pool s, Divider by_packs, int64_t items, T common, const T* __restrict__ dy,
+    avg_backward(Pool s, Divider by_packs, int64_t items, Acc<T> common, const T* __restrict__ dy,
                  T* __restrict__ dx) {
   for (int64_t i = thread_index(); i < items; i += thread_count()) {
     const Place p = place_of(i, s.by_in, by_packs, W);
     const T* image = dy + p.n * s.out_pixels() * s.c + p.c;
-    LongSum<T, W> sum;
+    LongSum<Acc<T>, W> sum;
     for_covering(s, p.d, p.h, p.w, [&](const Covering& o) {
-      Pack<T, W> g = load_pack<W>(image + o.pixel * s.c);
-      if (common == T(0)) {
-        const T count = divisor<T>(s, window(s, 0, o.d), window(s, 1, o.h), window(s, 2, o.w));
+      Acc<T> g[W];
+      load_values<W>(image + o.pixel * s.c, g);
+      if (common == Acc<T>(0)) {
+        const Acc<T> count =
+            divisor<Acc<T>>(s, window(s, 0, o.d), window(s, 1, o.h), window(s, 2, o.w));
 #pragma unroll
         for (int j = 0; j < W; ++j) g[j] /= count;
       }
-      sum.add(g.v);
+      sum.add(g);
     });
     sum.fold();
-    Pack<T, W> result;
+    if (common != Acc<T>(0)) {
 #pragma unroll
-    for (int j = 0; j < W; ++j) result[j] = common == T(0) ? sum.total[j] : sum.total[j] / common;
-    store_pack(dx + i * W, result);
+      for (int j = 0; j < W; ++j) sum.total[j] /= common;
+    }
+    store_values<W>(dx + i * W, sum.total);
   }
 }
 
@@ -179,7 +188,7 @@ void avg_pool_backward(const Exec& exec, const PoolShape& s, const T* dy, T* dx)
     constexpr int W = decltype(width)::value;
     const int64_t items = s.x_size() / W;
     launch(exec, avg_backward<T, W>, grid_for(items, kThreads), dim3(kThreads), 0, Pool(s),
-           Divider(s.c / W), items, T(common_divisor(s)), dy, dx);
+           Divider(s.c / W), items, Acc<T>(common_divisor(s)), dy, dx);
   });
 }
 

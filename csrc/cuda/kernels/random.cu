@@ -37,27 +37,27 @@ void random_words(const Exec& exec, int64_t blocks, const uint64_t* state, uint3
 }
 
 // What dropout multiplies by: element i's draw is word i of the state's stream.
-template <class T>
+template <class A>
 struct Mask {
   const uint64_t* state;
   uint32_t threshold;  // 2^32 does not fit: p = 1 is done by scale = 0
-  T scale;
+  A scale;
 
   Mask(double p, const uint64_t* at)
       : state(at),
         threshold(p < 1 ? uint32_t(p * 4294967296.0) : UINT32_MAX),
-        scale(p < 1 ? T(1 / (1 - p)) : T(0)) {}
+        scale(p < 1 ? A(1 / (1 - p)) : A(0)) {}
   __device__ Pack<uint32_t, 4> words(int64_t block) const {
     return philox(state[0], state[1] + uint64_t(block), 0);
   }
-  __device__ T operator()(uint32_t word) const { return word < threshold ? T(0) : scale; }
+  __device__ A operator()(uint32_t word) const { return word < threshold ? A(0) : scale; }
 };
 
 // Four neighbouring elements of x (n, pixels, c) a thread, or what is left of them. They need one
 // block of words, or where c is no multiple of 4 a few.
 template <class T, bool kWhole>
 __global__ void __launch_bounds__(kThreads)
-    dropout_kernel(int64_t size, int64_t c, Divider by_c, Divider by_pixels, Mask<T> mask,
+    dropout_kernel(int64_t size, int64_t c, Divider by_c, Divider by_pixels, Mask<Acc<T>> mask,
                    const T* x, T* y) {
   for (int64_t i = thread_index() * 4; i < size; i += thread_count() * 4) {
     int64_t n = i;
@@ -66,13 +66,14 @@ __global__ void __launch_bounds__(kThreads)
     int64_t drawn = (n * c + channel) / 4;
     Pack<uint32_t, 4> words = mask.words(drawn);
     if constexpr (kWhole) {
-      constexpr int W = kPack<T>;
+      constexpr int W = kPack<T> < 4 ? kPack<T> : 4;
 #pragma unroll
       for (int at = 0; at < 4; at += W) {
-        Pack<T, W> v = load_pack<W>(x + i + at);
+        Acc<T> v[W];
+        load_values<W>(x + i + at, v);
 #pragma unroll
         for (int j = 0; j < W; ++j) v[j] *= mask(words[at + j]);
-        store_pack(y + i + at, v);
+        store_values<W>(y + i + at, v);
       }
     } else {
       for (int64_t at = i; at < size && at < i + 4; ++at) {
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
         const int word = int(element % 4);
         const uint32_t drawn_word =
             word < 2 ? (word < 1 ? words[0] : words[1]) : (word < 3 ? words[2] : words[3]);
-        y[at] = x[at] * mask(drawn_word);
+        y[at] = T(Acc<T>(x[at]) * mask(drawn_word));
         if (++channel < c) continue;
         channel = 0;
         if (++pixel < by_pixels.d) continue;
@@ -99,7 +100,7 @@ void dropout(const Exec& exec, int64_t n, int64_t pixels, int64_t c, double p,
   if (size == 0) return;
   const auto run = [&](auto kernel) {
     launch(exec, kernel, grid_for(ceil_div(size, 4), kThreads), dim3(kThreads), 0, size, c,
-           Divider(c), Divider(pixels), Mask<T>(p, state), x, y);
+           Divider(c), Divider(pixels), Mask<Acc<T>>(p, state), x, y);
   };
   if (c % 4 == 0 && are_packs<T>(0, x, y)) return run(dropout_kernel<T, true>);
   run(dropout_kernel<T, false>);

@@ -34,22 +34,23 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int64_t h0 = map.axis[1].start[oh], h1 = map.axis[1].start[oh + 1];
     const int64_t w0 = map.axis[2].start[ow], w1 = map.axis[2].start[ow + 1];
     const T* image = x + n * s.in[0] * s.in[1] * s.in[2] * s.c + c;
-    Pack<T, W> sum{};
+    Acc<T> sum[W] = {};
     bool first = true;
     for (int64_t d = d0; d < d1; ++d)
       for (int64_t h = h0; h < h1; ++h) {
         const int64_t row = (map.axis[0].source[d] * s.in[1] + map.axis[1].source[h]) * s.in[2];
-        const T row_weight = map.axis[0].weight[d] * map.axis[1].weight[h];
+        const Acc<T> row_weight = Acc<T>(map.axis[0].weight[d]) * Acc<T>(map.axis[1].weight[h]);
         for (int64_t w = w0; w < w1; ++w) {
-          const Pack<T, W> v = load_pack<W>(image + (row + map.axis[2].source[w]) * s.c);
-          const T weight = row_weight * map.axis[2].weight[w];
+          Acc<T> v[W];
+          load_values<W>(image + (row + map.axis[2].source[w]) * s.c, v);
+          const Acc<T> weight = row_weight * Acc<T>(map.axis[2].weight[w]);
         // A copy keeps the sign of a zero.
 #pragma unroll
           for (int j = 0; j < W; ++j) sum[j] = first ? v[j] * weight : sum[j] + v[j] * weight;
           first = false;
         }
       }
-    store_pack(y + i * W, sum);
+    store_values<W>(y + i * W, sum);
   }
 }
 

@@ -58,23 +58,23 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = thread_index() / kLanes;  // the whole warp stays for the shuffles
   const int lane = int(threadIdx.x) % kLanes;
   const int64_t at = row * n;
-  T v[kPer];
-  Forward<T> f{log, kLowest<T>, 0, 0};
+  Acc<T> v[kPer];
+  Forward<Acc<T>> f{log, kLowest<Acc<T>>, 0, 0};
 #pragma unroll
   for (int k = 0; k < kPer; ++k) {
     const int i = lane + k * kLanes;
-    v[k] = row < rows && i < n ? x[at + i] : kLowest<T>;
-    f.top = Larger<T>{}(f.top, v[k]);
+    v[k] = row < rows && i < n ? Acc<T>(x[at + i]) : kLowest<Acc<T>>;
+    f.top = Larger<Acc<T>>{}(f.top, v[k]);
   }
-  f.top = lanes_reduce<kLanes>(f.top, Larger<T>{});
-  T sum = 0;
+  f.top = lanes_reduce<kLanes>(f.top, Larger<Acc<T>>{});
+  Acc<T> sum = 0;
 #pragma unroll
-  for (int k = 0; k < kPer; ++k) sum += lane + k * kLanes < n ? f.term(v[k]) : T(0);
-  f.set_sum(lanes_reduce<kLanes>(sum, Plus<T>{}));
+  for (int k = 0; k < kPer; ++k) sum += lane + k * kLanes < n ? f.term(v[k]) : Acc<T>(0);
+  f.set_sum(lanes_reduce<kLanes>(sum, Plus<Acc<T>>{}));
 #pragma unroll
   for (int k = 0; k < kPer; ++k) {
     const int i = lane + k * kLanes;
-    if (row < rows && i < n) y[at + i] = f.result(v[k]);
+    if (row < rows && i < n) y[at + i] = T(f.result(v[k]));
   }
 }
 
@@ -85,22 +85,22 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = thread_index() / kLanes;
   const int lane = int(threadIdx.x) % kLanes;
   const int64_t at = row * n;
-  T v[kPer], g[kPer];
-  Backward<T> f{log, 0};
-  T sum = 0;
+  Acc<T> v[kPer], g[kPer];
+  Backward<Acc<T>> f{log, 0};
+  Acc<T> sum = 0;
 #pragma unroll
   for (int k = 0; k < kPer; ++k) {
     const int i = lane + k * kLanes;
     const bool inside = row < rows && i < n;
-    v[k] = inside ? y[at + i] : T(0);
-    g[k] = inside ? dy[at + i] : T(0);
+    v[k] = inside ? Acc<T>(y[at + i]) : Acc<T>(0);
+    g[k] = inside ? Acc<T>(dy[at + i]) : Acc<T>(0);
     sum += f.term(v[k], g[k]);
   }
-  f.sum = lanes_reduce<kLanes>(sum, Plus<T>{});
+  f.sum = lanes_reduce<kLanes>(sum, Plus<Acc<T>>{});
 #pragma unroll
   for (int k = 0; k < kPer; ++k) {
     const int i = lane + k * kLanes;
-    if (row < rows && i < n) dx[at + i] = f.result(v[k], g[k]);
+    if (row < rows && i < n) dx[at + i] = T(f.result(v[k], g[k]));
   }
 }
 
@@ -126,15 +126,16 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     forward_long(bool log, int64_t rows, int64_t n, const T* __restrict__ all_x,
                  T* __restrict__ all_y) {
-  auto& scratch = shared<RowScratch<T>>().value;
+  auto& scratch = shared<RowScratch<Acc<T>>>().value;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* x = all_x + row * n;
     T* y = all_y + row * n;
-    Forward<T> f{log, kLowest<T>, 0, 0};
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) f.top = Larger<T>{}(f.top, x[i]);
-    f.top = block_reduce<kThreads>(f.top, scratch, Larger<T>{});
-    f.set_sum(row_sum(n, scratch, [&](int64_t i) { return f.term(x[i]); }));
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) y[i] = f.result(x[i]);
+    Forward<Acc<T>> f{log, kLowest<Acc<T>>, 0, 0};
+    for (int64_t i = threadIdx.x; i < n; i += kThreads)
+      f.top = Larger<Acc<T>>{}(f.top, Acc<T>(x[i]));
+    f.top = block_reduce<kThreads>(f.top, scratch, Larger<Acc<T>>{});
+    f.set_sum(row_sum(n, scratch, [&](int64_t i) { return f.term(Acc<T>(x[i])); }));
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) y[i] = T(f.result(Acc<T>(x[i])));
   }
 }
 
@@ -142,13 +143,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_long(bool log, int64_t rows, int64_t n, const T* __restrict__ all_y,
                   const T* __restrict__ all_dy, T* __restrict__ all_dx) {
-  auto& scratch = shared<RowScratch<T>>().value;
+  auto& scratch = shared<RowScratch<Acc<T>>>().value;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T *y = all_y + row * n, *dy = all_dy + row * n;
     T* dx = all_dx + row * n;
-    Backward<T> f{log, 0};
-    f.sum = row_sum(n, scratch, [&](int64_t i) { return f.term(y[i], dy[i]); });
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) dx[i] = f.result(y[i], dy[i]);
+    Backward<Acc<T>> f{log, 0};
+    f.sum = row_sum(n, scratch, [&](int64_t i) { return f.term(Acc<T>(y[i]), Acc<T>(dy[i])); });
+    for (int64_t i = threadIdx.x; i < n; i += kThreads)
+      dx[i] = T(f.result(Acc<T>(y[i]), Acc<T>(dy[i])));
   }
 }
 
@@ -203,22 +205,23 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     forward_columns(bool log, Columns s, int64_t blocks, const T* __restrict__ x,
                     T* __restrict__ y) {
-  auto& scratch = shared<ColumnScratch<T>>().value;
+  auto& scratch = shared<ColumnScratch<Acc<T>>>().value;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t column = block * s.per_block + int(threadIdx.x) % s.per_block;
     const bool inside = column < s.count;
     const int64_t begin = s.begin(column);
-    Forward<T> f{log, kLowest<T>, 0, 0};
-    for_column(s, inside, begin, [&](int64_t at) { f.top = Larger<T>{}(f.top, x[at]); });
-    f.top = column_reduce(f.top, s.per_block, scratch, Larger<T>{});
-    LongSum<T, 1> sum;
+    Forward<Acc<T>> f{log, kLowest<Acc<T>>, 0, 0};
+    for_column(s, inside, begin,
+               [&](int64_t at) { f.top = Larger<Acc<T>>{}(f.top, Acc<T>(x[at])); });
+    f.top = column_reduce(f.top, s.per_block, scratch, Larger<Acc<T>>{});
+    LongSum<Acc<T>, 1> sum;
     for_column(s, inside, begin, [&](int64_t at) {
-      const T v[1] = {f.term(x[at])};
+      const Acc<T> v[1] = {f.term(Acc<T>(x[at]))};
       sum.add(v);
     });
     sum.fold();
-    f.set_sum(column_reduce(sum.total[0], s.per_block, scratch, Plus<T>{}));
-    for_column(s, inside, begin, [&](int64_t at) { y[at] = f.result(x[at]); });
+    f.set_sum(column_reduce(sum.total[0], s.per_block, scratch, Plus<Acc<T>>{}));
+    for_column(s, inside, begin, [&](int64_t at) { y[at] = T(f.result(Acc<T>(x[at]))); });
   }
 }
 
@@ -226,20 +229,21 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_columns(bool log, Columns s, int64_t blocks, const T* __restrict__ y,
                      const T* __restrict__ dy, T* __restrict__ dx) {
-  auto& scratch = shared<ColumnScratch<T>>().value;
+  auto& scratch = shared<ColumnScratch<Acc<T>>>().value;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t column = block * s.per_block + int(threadIdx.x) % s.per_block;
     const bool inside = column < s.count;
     const int64_t begin = s.begin(column);
-    Backward<T> f{log, 0};
-    LongSum<T, 1> sum;
+    Backward<Acc<T>> f{log, 0};
+    LongSum<Acc<T>, 1> sum;
     for_column(s, inside, begin, [&](int64_t at) {
-      const T v[1] = {f.term(y[at], dy[at])};
+      const Acc<T> v[1] = {f.term(Acc<T>(y[at]), Acc<T>(dy[at]))};
       sum.add(v);
     });
     sum.fold();
-    f.sum = column_reduce(sum.total[0], s.per_block, scratch, Plus<T>{});
-    for_column(s, inside, begin, [&](int64_t at) { dx[at] = f.result(y[at], dy[at]); });
+    f.sum = column_reduce(sum.total[0], s.per_block, scratch, Plus<Acc<T>>{});
+    for_column(s, inside, begin,
+               [&](int64_t at) { dx[at] = T(f.result(Acc<T>(y[at]), Acc<T>(dy[at]))); });
   }
 }
 
@@ -268,10 +272,10 @@ void softmax_forward(const Exec& exec, bool log, int64_t outer, int64_t n, int64
   if (outer * n * inner == 0) return;
   if (inner > 1) {
     const Columns s(outer, n, inner);
-    launch(exec, forward_columns<T>, row_grid(s.blocks()), dim3(kThreads), sizeof(ColumnScratch<T>),
-           log, s, s.blocks(), x, y);
+    launch(exec, forward_columns<T>, row_grid(s.blocks()), dim3(kThreads),
+           sizeof(ColumnScratch<Acc<T>>), log, s, s.blocks(), x, y);
   } else if (n > kShortRow) {
-    launch(exec, forward_long<T>, row_grid(outer), dim3(kThreads), sizeof(RowScratch<T>), log,
+    launch(exec, forward_long<T>, row_grid(outer), dim3(kThreads), sizeof(RowScratch<Acc<T>>), log,
            outer, n, x, y);
   } else {
     with_row_lanes(n, [&](auto lanes, auto per) {
@@ -290,9 +294,9 @@ void softmax_backward(const Exec& exec, bool log, int64_t outer, int64_t n, int6
   if (inner > 1) {
     const Columns s(outer, n, inner);
     launch(exec, backward_columns<T>, row_grid(s.blocks()), dim3(kThreads),
-           sizeof(ColumnScratch<T>), log, s, s.blocks(), y, dy, dx);
+           sizeof(ColumnScratch<Acc<T>>), log, s, s.blocks(), y, dy, dx);
   } else if (n > kShortRow) {
-    launch(exec, backward_long<T>, row_grid(outer), dim3(kThreads), sizeof(RowScratch<T>), log,
+    launch(exec, backward_long<T>, row_grid(outer), dim3(kThreads), sizeof(RowScratch<Acc<T>>), log,
            outer, n, y, dy, dx);
   } else {
     with_row_lanes(n, [&](auto lanes, auto per) {

@@ -79,7 +79,7 @@ class ReLU(Unary):
 
     def forward(self, x: Any, name: str = "relu", a: float = 0.0, b: float = 0.0) -> Array:
         if type(x) is not Pending:
-            return super().forward(x, name)
+            return Unary.forward(self, x, name)
         y = x.run(relu=True)
         self.saved = (y,)
         self.args = name, a, b
@@ -89,7 +89,7 @@ class ReLU(Unary):
         if self.masked:  # the ops that follow have done the work
             self.fresh = self.owned
             return dy
-        return super().backward(dy)
+        return Unary.backward(self, dy)
 
 
 def reusable(op: Op, dy: Array) -> Array | None:

@@ -98,6 +98,11 @@ class ConvTranspose(Op):
         return dx, dw, db
 
 
+def _weight_error(op: str, w: Any, rule: str) -> ValueError:
+    array_of(op, w, "weight")  # TypeError unless a tensor
+    return ValueError(f"[{op}] weight must have {rule}. Got shape {w.shape}.")
+
+
 def _conv(
     spatial: int,
     x: Tensor,
@@ -111,11 +116,8 @@ def _conv(
     relu: bool = False,
 ) -> Tensor:
     """conv1d, conv2d or conv3d, by the number of spatial axes; with ``relu``, max(0, .) of it."""
-    if array_of(f"conv{spatial}d", w, "weight").ndim != spatial + 2:
-        raise ValueError(
-            f"[conv{spatial}d] weight must have {spatial + 2} axes, (K, C / groups, ...). Got "
-            f"shape {w.shape}."
-        )
+    if not isinstance(w, Tensor) or w.array.ndim != spatial + 2:
+        raise _weight_error(f"conv{spatial}d", w, f"{spatial + 2} axes, (K, C / groups, ...)")
     return Conv.apply((x, w, b), relu, stride, padding, dilation, groups)
 
 
@@ -183,11 +185,9 @@ def _conv_transpose(
     relu: bool = False,
 ) -> Tensor:
     """conv_transpose1d, conv_transpose2d or conv_transpose3d, as :func:`_conv`."""
-    if array_of(f"conv_transpose{spatial}d", w, "weight").ndim != spatial + 2:
-        raise ValueError(
-            f"[conv_transpose{spatial}d] weight must have {spatial + 2} axes, (C, K / groups, "
-            f"...). Got shape {w.shape}."
-        )
+    if not isinstance(w, Tensor) or w.array.ndim != spatial + 2:
+        axes = f"{spatial + 2} axes, (C, K / groups, ...)"
+        raise _weight_error(f"conv_transpose{spatial}d", w, axes)
     return ConvTranspose.apply((x, w, b), relu, stride, padding, output_padding, groups, dilation)
 
 

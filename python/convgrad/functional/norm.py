@@ -42,7 +42,10 @@ class Norm(Op):
             mean, var = lib.norm_statistics(
                 op, x, w, b, running_mean, running_var, per_sample, groups, momentum, eps
             )
-            y = _pending(lib, op, x, w, b, mean, var, per_sample, groups, eps)
+            # To be computed with what follows; the optimizer may change w and b before that.
+            kept = [None if a is None else a.copy() for a in (w, b)]
+            args = op, x, *kept, mean, var, per_sample, groups, eps
+            y = Pending(x.shape, x.dtype, lib.norm_apply, args)
         else:
             y, mean, var = lib.norm_forward(
                 op, x, w, b, running_mean, running_var, per_sample, groups, training, momentum, eps
@@ -55,17 +58,6 @@ class Norm(Op):
         op, *args = self.args
         grads = lib_of(dy).norm_backward(op, dy, x, w, mean, var, *args, *self.needs[:3])
         return *grads[:3], None, None
-
-
-def _pending(lib: Any, op: str, x: Array, w: Array | None, b: Array | None, *args: Any) -> Pending:
-    """y, to be computed with what follows it. w and b are copied: the optimizer may change them
-    before that."""
-    w, b = (None if a is None else a.copy() for a in (w, b))
-
-    def apply(relu: bool, residual: Array | None) -> Array:
-        return lib.norm_apply(op, x, w, b, *args, relu, residual)
-
-    return Pending(x.shape, x.dtype, apply)
 
 
 class LayerNorm(Op):

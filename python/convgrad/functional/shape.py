@@ -20,6 +20,7 @@ from convgrad.functional.math import (
     check_dim,
     check_dims,
     empty,
+    empty_last,
     reduce_sum,
     sum_to,
 )
@@ -52,7 +53,7 @@ MAX_RANK = 8  # of the kernels (kMaxRank in csrc/ops.h)
 
 def _zeros(shape: tuple[int, ...], like: Array) -> Array:
     """Zeros of like's dtype, channels-last."""
-    out = of(like).empty(shape, like.dtype)
+    out = empty_last(shape, like)
     out[...] = 0
     return out
 
@@ -119,14 +120,13 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     shape = input.shape
     if not shape:
         return Reshape.apply((input,), (1,))
-    start, end = (check_dim("flatten", d, len(shape)) for d in (start_dim, end_dim))
+    start = check_dim("flatten", start_dim, len(shape))
+    end = check_dim("flatten", end_dim, len(shape))
     if start > end:
         raise ValueError(
             f"[flatten] start_dim must not come after end_dim. Got {start_dim} and {end_dim}."
         )
-    size = 1
-    for s in shape[start : end + 1]:
-        size *= s
+    size = math.prod(shape[start : end + 1])
     return Reshape.apply((input,), (*shape[:start], size, *shape[end + 1 :]))
 
 

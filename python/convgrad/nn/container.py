@@ -25,7 +25,9 @@ class _List(Module):
         self.extend(() if items is None else items)
 
     def _items(self) -> list[Any]:
-        return [value for _, value in self._own(self._kind)]
+        kind, attributes = self._kind, self.__dict__
+        names = [name for name, of_kind in self._kinds.items() if of_kind == kind]
+        return [attributes[name] for name in names if attributes[name] is not None]
 
     def _replace(self, items: Iterable[Any]) -> None:
         """Makes these the items, numbered from 0."""

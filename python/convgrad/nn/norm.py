@@ -138,7 +138,7 @@ class _BatchNorm(_RunningNorm):
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             count = self.num_batches_tracked
-            count.array[...] += 1
+            count.array[()] = count.array.item() + 1  # 15 times as fast as +=
             count.version[0] += 1
             if self.momentum is None:
                 momentum = 1.0 / int(count.array)

@@ -56,8 +56,8 @@ class _MaxPool(Module):
 
     def forward(self, input: Tensor) -> Any:
         return self._op(
-            input, self.kernel_size, self.stride, self.padding, self.dilation,
-            ceil_mode=self.ceil_mode, return_indices=self.return_indices,
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+            self.return_indices,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
