@@ -46,6 +46,7 @@ KINDS = {
     "last_block_sums": RACE,
     "neighbouring_bytes": {"race"},
     "read_of_atomic": {"race"},
+    "wait_in_a_loop": {"endless"},
     "too_much_shared": {"bad launch"},
     "host_pointer": {"host pointer"},
     "use_after_free": {"use after free"},

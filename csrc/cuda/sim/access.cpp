@@ -17,6 +17,11 @@ namespace {
 SIM_THREAD_LOCAL Thread* running = nullptr;
 SIM_THREAD_LOCAL Thread* checked = nullptr;
 
+// How many accesses the thread has left before it must wait or end: one that never does is an
+// error.
+constexpr int64_t kMaxAccesses = int64_t{1} << 26;
+int64_t accesses_left = 0;
+
 // ---- segments ----
 
 constexpr uint32_t kAtomicBit = 1u << 30;  // of a byte's writer: it wrote by an atomic operation
@@ -122,13 +127,14 @@ uint32_t joined(uint32_t segment, Thread& thread, bool shared) {
 
 // ---- reports ----
 
+// Where an access stands: an address in the kernel's code, or a place in its source.
 struct Where {
-  const void* code;  // an address in the kernel
-  Site site;         // where that is null
+  const void* code;
+  const Site* site;
 };
-[[noreturn]] void fail_at(const char* kind, const std::string& text, const Where& where) {
+[[noreturn, gnu::cold]] void fail_at(const char* kind, const std::string& text, Where where) {
   if (where.code != nullptr) fail(kind, text, where.code);
-  fail(kind, text, where.site);
+  fail(kind, text, *where.site);
 }
 
 std::string text_of(Access kind, size_t bytes) {
@@ -153,8 +159,8 @@ std::string owner_of(uint32_t segment) {
                                      : "several threads of the block";
 }
 
-[[noreturn]] void fail_race(Access kind, uint64_t offset, size_t bytes, uint32_t other, bool read,
-                            const Where& where) {
+[[noreturn, gnu::cold]] void fail_race(Access kind, uint64_t offset, size_t bytes, uint32_t other,
+                                       bool read, Where where) {
   const char* verb = read ? " read" : other & kAtomicBit ? " updated atomically" : " wrote";
   fail_at("race",
           text_of(kind, bytes) + " at " + describe(offset) + ", which " + owner_of(other) + verb +
@@ -163,7 +169,7 @@ std::string owner_of(uint32_t segment) {
 }
 
 // One of the bytes may not be accessed so.
-[[noreturn]] void fail_state(Access kind, uint64_t offset, size_t bytes, const Where& where) {
+[[noreturn, gnu::cold]] void fail_state(Access kind, uint64_t offset, size_t bytes, Where where) {
   const bool write = kind == Access::kWrite;
   uint64_t i = offset;
   while (i + 1 < offset + bytes &&
@@ -206,7 +212,7 @@ struct Image {
 
 // An access beside the simulated memory.
 __attribute__((noinline)) void access_outside(Thread& thread, Access kind, uintptr_t p,
-                                              size_t bytes, const Where& where) {
+                                              size_t bytes, Where where) {
   const auto stack = reinterpret_cast<uintptr_t>(thread.fiber->stack);
   if (p - stack < kStackBytes) return;
   static const Image image;
@@ -220,23 +226,38 @@ __attribute__((noinline)) void access_outside(Thread& thread, Access kind, uintp
 
 // ---- the checks ----
 
-// Remembers an access to one byte.
-void check_byte(Thread& thread, Access kind, uint64_t offset, uint64_t first, size_t bytes,
-                const Where& where) {
+// Who wrote and who read a byte last.
+struct Slot {
+  uint32_t writer, reader;
+};
+
+// Checks an access to bytes whose slot is `slot`; their slot from now on.
+Slot next_slot(Thread& thread, Access kind, Slot slot, uint64_t offset, size_t bytes, Where where) {
   const bool shared = offset < kSharedBytes;
-  uint32_t &writer = memory.writer[offset], &reader = memory.reader[offset];
-  const bool both_atomic = kind == Access::kAtomic && (writer & kAtomicBit);
-  if (!both_atomic && !is_before(writer, thread, shared))
-    fail_race(kind, first, bytes, writer, false, where);
-  if (kind == Access::kRead) {
-    reader = joined(reader, thread, shared);
-    return;
-  }
-  if (!is_before(reader, thread, shared)) fail_race(kind, first, bytes, reader, true, where);
-  if (kind == Access::kWrite) {
-    writer = segment_of(thread);
-  } else {
-    writer = (both_atomic ? joined(writer, thread, shared) : segment_of(thread)) | kAtomicBit;
+  const bool both_atomic = kind == Access::kAtomic && (slot.writer & kAtomicBit);
+  if (!both_atomic && !is_before(slot.writer, thread, shared))
+    fail_race(kind, offset, bytes, slot.writer, false, where);
+  if (kind == Access::kRead) return {slot.writer, joined(slot.reader, thread, shared)};
+  if (!is_before(slot.reader, thread, shared))
+    fail_race(kind, offset, bytes, slot.reader, true, where);
+  if (kind == Access::kWrite) return {segment_of(thread), slot.reader};
+  const uint32_t writer = both_atomic ? joined(slot.writer, thread, shared) : segment_of(thread);
+  return {writer | kAtomicBit, slot.reader};
+}
+
+// Checks bytes [offset, offset + n) of an access, and remembers it.
+__attribute__((noinline)) void check_bytes(Thread& thread, Access kind, uint64_t offset, size_t n,
+                                           size_t bytes, Where where) {
+  uint32_t *writer = memory.writer + offset, *reader = memory.reader + offset;
+  Slot before{}, after{};
+  for (size_t i = 0; i < n; ++i) {
+    const Slot slot{writer[i], reader[i]};
+    // Neighbouring bytes mostly have the same past.
+    if (i == 0 || slot.writer != before.writer || slot.reader != before.reader)
+      after = next_slot(thread, kind, slot, offset + i, bytes, where);
+    before = slot;
+    writer[i] = after.writer;
+    reader[i] = after.reader;
   }
 }
 
@@ -248,19 +269,36 @@ bool all(Slots mask) {
   return (words[0] & words[1]) == -1;
 }
 
-// Four bytes at once: true if it was the common case that nobody else has accessed them lately.
+Slots load_slots(const uint32_t* p) {
+  Slots slots;
+  std::memcpy(&slots, p, sizeof(slots));
+  return slots;
+}
+void store_slots(uint32_t* p, int32_t segment) {
+  const Slots slots = {segment, segment, segment, segment};
+  std::memcpy(p, &slots, sizeof(slots));
+}
+
+// Four bytes at once: true if it was a common case, in which nothing more is to be checked.
 template <Access kKind>
-bool check_word(uint64_t offset, int32_t segment, int32_t begin) {
-  Slots writer, reader;
-  std::memcpy(&writer, memory.writer + offset, sizeof(writer));
-  std::memcpy(&reader, memory.reader + offset, sizeof(reader));
-  if (!all((writer < begin) | (writer == segment))) return false;
-  const Slots mine = {segment, segment, segment, segment};
-  if (kKind == Access::kRead && all(reader == mine)) return true;
-  if (!all((reader < begin) | (reader == segment))) return false;
-  std::memcpy((kKind == Access::kRead ? memory.reader : memory.writer) + offset, &mine,
-              sizeof(mine));
-  return true;
+bool check_word(const Thread& thread, uint64_t offset, int32_t segment, int32_t begin) {
+  uint32_t *writer = memory.writer + offset, *reader = memory.reader + offset;
+  const Slots w = load_slots(writer), r = load_slots(reader);
+  if (!all((w < begin) | (w == segment))) return false;
+  const bool alone = all((r < begin) | (r == segment));
+  if (kKind == Access::kWrite) {
+    if (alone) store_slots(writer, segment);
+    return alone;
+  }
+  if (alone) {
+    store_slots(reader, segment);
+    return true;
+  }
+  // Already read by several of this warp, block or launch.
+  const auto warp = int32_t(machine.warp[thread.warp].many_segment);
+  const auto block = int32_t(block_segment), launch = int32_t(launch_begin);
+  return all((r == launch) | (r == block) | (r == warp)) &&
+         (warp >= int32_t(epoch_begin) || all(r != warp));
 }
 
 template <size_t kBytes>
@@ -300,14 +338,14 @@ bool check_state(uint64_t offset) {
   return true;
 }
 
-void check_device(Access kind, uint64_t offset, size_t bytes, const Where& where) {
+void check_device(Access kind, uint64_t offset, size_t bytes, Where where) {
   if (offset >= kDeviceBegin && int((offset - kDeviceBegin) / kDeviceBytes) != machine.device)
     fail_at("other device",
             text_of(kind, bytes) + " at " + describe(offset) + " of the other device", where);
 }
 
 template <Access kKind, size_t kBytes>
-void check_access(Thread& thread, uint64_t offset, const Where& where) {
+void check_access(Thread& thread, uint64_t offset, Where where) {
   if constexpr (kBytes == 16) {
     check_access<kKind, 8>(thread, offset, where);
     check_access<kKind, 8>(thread, offset + 8, where);
@@ -316,12 +354,11 @@ void check_access(Thread& thread, uint64_t offset, const Where& where) {
     if (!check_state<kKind, kBytes>(offset)) fail_state(kKind, offset, kBytes, where);
     const auto segment = int32_t(segment_of(thread));
     const auto begin = int32_t(offset < kSharedBytes ? epoch_begin : launch_begin);
-    constexpr size_t kStep = kBytes < 4 ? 1 : 4;
+    constexpr size_t kStep = kBytes < 4 ? kBytes : 4;
     for (size_t i = 0; i < kBytes; i += kStep) {
       if constexpr (kStep == 4 && kKind != Access::kAtomic)
-        if (check_word<kKind>(offset + i, segment, begin)) continue;
-      for (size_t j = i; j < i + kStep; ++j)
-        check_byte(thread, kKind, offset + j, offset, kBytes, where);
+        if (check_word<kKind>(thread, offset + i, segment, begin)) continue;
+      check_bytes(thread, kKind, offset + i, kStep, kBytes, where);
     }
   }
 }
@@ -331,16 +368,18 @@ template <Access kKind, size_t kBytes>
 inline __attribute__((always_inline)) void hook(const void* p, const void* code) {
   Thread* thread = checked;
   if (thread == nullptr) return;
+  if (--accesses_left < 0)
+    fail("endless", std::to_string(kMaxAccesses) + " accesses without waiting or ending", code);
   const uint64_t offset = memory.offset(p);
   if (offset < kRegionBytes) {
-    check_access<kKind, kBytes>(*thread, offset, {code, {}});
+    check_access<kKind, kBytes>(*thread, offset, {code, nullptr});
   } else {
-    access_outside(*thread, kKind, reinterpret_cast<uintptr_t>(p), kBytes, {code, {}});
+    access_outside(*thread, kKind, reinterpret_cast<uintptr_t>(p), kBytes, {code, nullptr});
   }
 }
 
 template <Access kKind>
-void check_range(Thread& thread, const void* p, size_t bytes, const Where& where) {
+void check_range(Thread& thread, const void* p, size_t bytes, Where where) {
   const uint64_t offset = memory.offset(p);
   if (offset >= kRegionBytes) {
     access_outside(thread, kKind, reinterpret_cast<uintptr_t>(p), bytes, where);
@@ -353,7 +392,7 @@ void check_range(Thread& thread, const void* p, size_t bytes, const Where& where
 }
 template <Access kKind>
 void hook_range(const void* p, size_t bytes, const void* code) {
-  if (checked != nullptr) check_range<kKind>(*checked, p, bytes, {code, {}});
+  if (checked != nullptr) check_range<kKind>(*checked, p, bytes, {code, nullptr});
 }
 
 }  // namespace
@@ -361,15 +400,15 @@ void hook_range(const void* p, size_t bytes, const void* code) {
 void access(Thread& thread, Access kind, const void* p, size_t bytes, Site site) {
   if (checked == nullptr) return;
   if (kind == Access::kRead) {
-    check_range<Access::kRead>(thread, p, bytes, {nullptr, site});
+    check_range<Access::kRead>(thread, p, bytes, {nullptr, &site});
   } else {
-    check_range<Access::kWrite>(thread, p, bytes, {nullptr, site});
+    check_range<Access::kWrite>(thread, p, bytes, {nullptr, &site});
   }
 }
 
 void atomic_access(void* p, size_t bytes) {
   if (checked == nullptr) return;
-  const Where where{__builtin_return_address(0), {}};
+  const Where where{__builtin_return_address(0), nullptr};
   const uint64_t offset = memory.offset(p);
   if (offset >= kRegionBytes) {
     access_outside(*checked, Access::kAtomic, reinterpret_cast<uintptr_t>(p), bytes, where);
@@ -406,6 +445,7 @@ void begin_block_accesses() {
 }
 void end_epoch() {
   epoch_begin = next_segment;
+  block_segment = 0;
   segments.clear();
 }
 void end_warp_epoch(Warp& warp) {
@@ -418,6 +458,7 @@ void end_warp_epoch(Warp& warp) {
 void set_running(Thread* thread) {
   running = thread;
   checked = machine.check ? thread : nullptr;
+  accesses_left = kMaxAccesses;
 }
 
 }  // namespace convgrad::cuda::sim

@@ -14,7 +14,7 @@ void make_stack(Fiber& fiber) {
   fiber.stack = static_cast<unsigned char*>(p);
 }
 
-#if defined(__x86_64__)
+#if defined(SIM_OWN_SWITCH)
 
 // Saves what a function call must keep, and the stack pointer; the other way round for the other.
 asm(R"(

@@ -61,6 +61,8 @@ void make_ready(Thread& thread) {
   machine.ready[machine.ready_end++] = thread.number;
 }
 
+bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 // Whom all others wait for, in words.
 std::string waits() {
   std::string text;
@@ -343,8 +345,7 @@ unsigned block_barrier(const char* name, bool predicate, Site site) {
     machine.barrier_name = name;
     machine.barrier_site = site;
     machine.votes = 0;
-  } else if (machine.barrier_site.line != site.line ||
-             std::strcmp(machine.barrier_name, name) != 0) {
+  } else if (machine.barrier_site.line != site.line || !same(machine.barrier_name, name)) {
     fail("divergent barrier",
          std::string(name) + " while " + std::to_string(machine.waiting) + " threads wait in " +
              machine.barrier_name + " at " + name_of(machine.barrier_site),
@@ -382,7 +383,7 @@ void warp_operation(const char* name, unsigned mask, void* operand, WarpFunction
   for (unsigned bits = warp.pending; bits != 0; bits &= bits - 1) {
     WarpOperation& other = warp.operation[std::countr_zero(bits)];
     if ((other.mask & mask) == 0) continue;
-    if (other.mask != mask || std::strcmp(other.name, name) != 0 || other.site.line != site.line)
+    if (other.mask != mask || !same(other.name, name) || other.site.line != site.line)
       fail("divergent warp",
            what() + ", while lanes " + hex(other.arrived) + " wait in " + other.name + ", mask " +
                hex(other.mask) + ", at " + name_of(other.site),

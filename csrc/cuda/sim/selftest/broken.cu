@@ -348,6 +348,13 @@ __global__ void read_of_atomic(unsigned* counter, float* y) {
   if (threadIdx.x == 0) y[0] = float(*counter);
 }
 
+// Waits for what no thread of the block writes before it ends.
+template <bool kBroken>
+__global__ void wait_in_a_loop(volatile float* y) {
+  y[threadIdx.x] = kBroken ? 0.0f : 1.0f;
+  while (y[threadIdx.x] == 0) continue;
+}
+
 template <bool kBroken>
 __global__ void too_much_shared(float* y) {
   auto& s = shared<std::conditional_t<kBroken, TooLarge, Tile>>();
@@ -416,6 +423,7 @@ std::map<std::string, Case> make_cases() {
        one_block<Tile>(read_of_atomic<broken()>, reinterpret_cast<unsigned*>(x), y));
   CASE(too_much_shared,
        one_block<std::conditional_t<broken(), TooLarge, Tile>>(too_much_shared<broken()>, y));
+  CASE(wait_in_a_loop, one_block<Tile>(wait_in_a_loop<broken()>, y));
   CASE(host_pointer, const std::vector<float> host = counting(kThreads);
        one_block<Tile>(copy_values, broken() ? host.data() : x, y));
   CASE(use_after_free, one_block<Tile>(copy_values, broken() ? freed() : x, y));
