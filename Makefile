@@ -19,8 +19,8 @@ sim cuda:  ## the same for the CUDA kernels: in the simulator, for a GPU (nvcc)
 	cmake --install $(BUILD)-$@ > /dev/null
 test: build
 	PYTHONPATH=python $(PYTHON) -m pytest
-test-sim: build sim  ## the kernel tests on the simulated GPU
-	CONVGRAD_CUDA_SIM=1 CONVGRAD_TEST_DEVICE=cuda PYTHONPATH=python $(PYTHON) -m pytest -m kernel
+test-sim: build sim  ## the suite on the simulated GPU
+	CONVGRAD_CUDA_SIM=1 CONVGRAD_TEST_DEVICE=cuda PYTHONPATH=python $(PYTHON) -m pytest -n 2
 quick: build
 	PYTHONPATH=python $(PYTHON) -m pytest -m quick
 lint:

@@ -57,15 +57,11 @@ def _checked_device(monkeypatch):
 class _Refusing:
     """The CPU's library without its kernels but those that lay arrays out, and with its switches."""
 
-    allowed = (
-        "channels_last",
-        "contiguous",
-        "empty_like",
-        "is_channels_last",
-        "exact_algorithms",
-        "set_exact_algorithms",
-        "set_tf32",
-        "tf32_allowed",
+    allowed = frozenset(
+        {
+            *("channels_last", "contiguous", "empty_like", "is_channels_last"),
+            *("exact_algorithms", "set_exact_algorithms", "set_tf32", "tf32_allowed"),
+        }
     )
 
     def __getattr__(self, name):

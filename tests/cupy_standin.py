@@ -396,7 +396,7 @@ class ndarray:
 
     def __getitem__(self, key: Any) -> ndarray:
         _check_current((self,))
-        return _wrapped(self._host[_index(key)], (self,))
+        return _wrapped(self._host[_index(key, self.shape)], (self,))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.size > 1:
@@ -404,7 +404,7 @@ class ndarray:
                 "non-scalar numpy.ndarray cannot be used for fill"
             )  # CuPy refuses it so, see its issue 2079
         _check_current((self, value))
-        self._host[_index(key)] = _host(value)
+        self._host[_index(key, self.shape)] = _host(value)
         _written(self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -484,10 +484,24 @@ def _host(value: Any) -> Any:
     return value
 
 
-def _index(key: Any) -> Any:
-    if isinstance(key, tuple):
-        return tuple([_host(k) for k in key])
-    return _host(key)
+def _index(key: Any, shape: tuple[int, ...]) -> Any:
+    """The index for NumPy. Arrays of integers count round and round, as CuPy has it."""
+    parts = [_host(k) for k in key] if isinstance(key, tuple) else [_host(key)]
+    arrays = [isinstance(p, (np.ndarray, list)) for p in parts]
+    axes = [
+        getattr(p, "ndim", 1) if a and np.asarray(p).dtype == bool else 1
+        for p, a in zip(parts, arrays)
+    ]
+    axes = [0 if p is None else n for p, n in zip(parts, axes)]
+    axis = 0
+    for i, p in enumerate(parts):
+        if p is Ellipsis:
+            axis = len(shape) - sum(axes[i + 1 :])
+            continue
+        if arrays[i] and np.asarray(p).dtype.kind in "iu" and shape[axis]:
+            parts[i] = np.asarray(p) % shape[axis]
+        axis += axes[i]
+    return tuple(parts) if isinstance(key, tuple) else parts[0]
 
 
 def _arrays(values: Any) -> list[ndarray]:
@@ -656,7 +670,7 @@ def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", **_: 
 
 
 def asarray(
-    a: Any, dtype: Any = None, order: str | None = None, *, blocking: bool = False
+    a: Any, dtype: Any = None, order: str | None = None, copy: Any = None, *, blocking: bool = False
 ) -> ndarray:
     return array(a, dtype, copy=False, order=order or "K")
 

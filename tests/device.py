@@ -118,6 +118,12 @@ def values(t: Any) -> np.ndarray:
     return fetch(t.array if isinstance(t, cg.Tensor) else t)
 
 
+def live_bytes() -> int:
+    """How much of the device's memory arrays hold."""
+    stats = BACKEND.lib.memory_stats() if ON_CPU else cg.cuda.memory_stats(DEVICE)
+    return stats["live_bytes"]
+
+
 class _RaisesBad:
     """On the CPU pytest.raises(error, match=match). On a GPU the call returns before it is known,
     and the next one that waits raises ValueError with the value."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import convgrad as cg
-from tests.device import ON_CPU, values
+from tests.device import ON_CPU, tensor_on, values
 
 THREADS = (1, 2, 3, 7)
 
@@ -30,6 +30,29 @@ def leaves(arrays: Sequence[np.ndarray | None]) -> list[Any]:
         cg.tensor(a, requires_grad=a.dtype.kind == "f") if isinstance(a, np.ndarray) else a
         for a in arrays
     ]
+
+
+def misplaced(host: np.ndarray, requires_grad: bool = False) -> cg.Tensor:
+    """A tensor that begins one element past where a vector of elements may begin."""
+    memory = tensor_on(np.concatenate([host.ravel()[:1], host.ravel()]))
+    return cg.Tensor(memory.array[1:].reshape(host.shape), requires_grad)
+
+
+def assert_same_bits_where_misplaced(
+    fn: Callable[..., Any], arrays: Sequence[np.ndarray | None]
+) -> None:
+    """fn's value and gradients do not depend on where in memory the arrays lie."""
+    results = []
+    for make in (tensor_on, misplaced):
+        inputs = [
+            make(np.ascontiguousarray(a), a.dtype.kind == "f") if isinstance(a, np.ndarray) else a
+            for a in arrays
+        ]
+        y = fn(*inputs)
+        y.backward(make(np.ones(y.shape, y.dtype)))
+        grads = [t.grad for t in inputs if isinstance(t, cg.Tensor) and t.requires_grad]
+        results.append([np.ascontiguousarray(values(t)).tobytes() for t in (y, *grads)])
+    assert results[0] == results[1]
 
 
 def forward_and_gradients(

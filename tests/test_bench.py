@@ -17,6 +17,8 @@ from convgrad.bench.timing import in_turn, median
 from convgrad.bench.workloads import WORKLOADS
 from tests.test_cli import convgrad
 
+pytestmark = pytest.mark.cpu("of the CPU's benchmarks")
+
 CONV1D = WORKLOADS["conv1d-150"]
 
 
@@ -30,7 +32,7 @@ def no_peers(monkeypatch):
 def few_cases(monkeypatch):
     """Two cases, so that a table is there in a moment."""
     chosen = [case for case in cases.all_cases() if case.op in ("sgd", "conv1d")][-3:]
-    monkeypatch.setattr(cases, "all_cases", lambda: chosen)
+    monkeypatch.setattr(cases, "all_cases", lambda device="cpu": chosen)
     return chosen
 
 

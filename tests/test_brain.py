@@ -7,6 +7,8 @@ import pytest
 
 from convgrad.tasks import brain
 
+pytestmark = pytest.mark.large("trains networks")
+
 nilearn = pytest.importorskip("nilearn", reason="needs: pip install '.[medical]'")
 
 

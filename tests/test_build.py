@@ -14,6 +14,8 @@ import pytest
 import convgrad as cg
 from convgrad import _cpu
 
+pytestmark = pytest.mark.cpu("of instruction sets and the CPU's library")
+
 ISAS = _cpu.isa_names()
 
 

@@ -15,6 +15,8 @@ from convgrad.cli import run_folder
 from convgrad.cli.main import main
 from tests.test_digits import write_mnist
 
+pytestmark = pytest.mark.cpu("runs commands, which choose their device themselves")
+
 pytest.importorskip("sklearn", reason="needs: pip install '.[demo]'")
 pytest.importorskip("safetensors", reason="needs: pip install '.[demo]'")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.device import lib
+from tests.device import ON_CPU, lib
 from tests.helpers import assert_near_float64, assert_same_bits_for_any_threads, integers
 from tests.reference.conv_backward_weight import conv_backward_weight as oracle
 
@@ -20,7 +20,8 @@ def case(n, c, k, size, kernel, stride=1, padding=0, dilation=1, groups=1):
     return (n, c, k, size, kernel, stride, padding, dilation, groups)
 
 
-ALGORITHMS = ["tile", "slide", "depthwise", "winograd", "product"]
+ALGORITHMS = ["tile", "slide", "depthwise", "winograd", "product"] if ON_CPU else ["generic"]
+of_the_cpu = pytest.mark.cpu("of the CPU's algorithms")
 
 # By the algorithm that each takes on its own.
 CASES = {
@@ -144,7 +145,7 @@ def test_is_exact_on_integers(name, dtype):
         np.testing.assert_array_equal(got, exact)
 
 
-@pytest.mark.cpu("its algorithms by name; a GPU's are in test_conv_cuda.py")
+@of_the_cpu
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("no ")])
 def test_algorithm_of_a_shape(name):
     assert algorithm_of(CASES[name]) == name.split()[0].strip(",")
@@ -160,6 +161,7 @@ def test_each_algorithm_is_exact_on_integers(name, algorithm):
         np.testing.assert_array_equal(got, exact)
 
 
+@of_the_cpu
 @pytest.mark.parametrize(
     "algorithm, name, used",
     [
@@ -184,6 +186,7 @@ def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, name, used):
     assert algorithm_of(CASES[name]) == used
 
 
+@of_the_cpu
 @pytest.mark.parametrize("algorithm", ["auto", "winograd"], indirect=True)
 def test_exact_algorithms(algorithm):
     assert algorithm_of(CASES["winograd"]) == "winograd"
@@ -262,6 +265,7 @@ def test_error_of_long_sums(shape):
 
 
 # Up to 70,000 terms per sum, whose mean is not zero.
+@of_the_cpu
 @pytest.mark.parametrize(
     "shape",
     [

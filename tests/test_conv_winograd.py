@@ -12,7 +12,7 @@ from tests.device import lib
 from tests.helpers import assert_same_bits_for_any_threads
 from tests.reference.conv import conv, conv_gradients
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.cpu("of the CPU's Winograd kernels")]
 
 # x (N, C, ...), w (K, C, ...), padding
 CASES = {

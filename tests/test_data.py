@@ -11,6 +11,8 @@ import pytest
 import convgrad as cg
 from convgrad import data
 
+pytestmark = pytest.mark.cpu("of the host's side: loaders make tensors on the CPU")
+
 
 class Squares(data.Dataset):
     """Items of all kinds, made one by one, in a time that differs from item to item."""

@@ -10,6 +10,8 @@ from convgrad import tasks
 from convgrad.tasks import digits, mnist
 from convgrad.tasks.images import Images, split_off, warp
 
+pytestmark = pytest.mark.large("trains networks")
+
 
 def idx(array, code):
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)

@@ -7,6 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.large("trains networks")
+
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.py"))
 
 

@@ -12,7 +12,7 @@ from convgrad.functional.activation import ReLU, Unary
 from convgrad.functional.conv import Conv, ConvTranspose
 from convgrad.functional.linear import Linear
 from convgrad.nn import fusion
-from tests.device import values
+from tests.device import ON_CPU, values
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -288,7 +288,7 @@ def test_a_deferred_norm_is_a_tensor_in_every_way():
     assert y.shape == (3, 4, 5) and y.ndim == 3 and y.dtype == np.float32
     assert type(y) is not cg.Tensor  # not computed for that
     array = y.detach().numpy()
-    assert type(y) is cg.Tensor and y.array is array
+    assert type(y) is cg.Tensor and (y.array is array or not ON_CPU)
     np.testing.assert_array_equal(array, values(now(deferred()[2])))
     assert repr(deferred()[2]) == repr(y)
     np.testing.assert_array_equal(deferred()[2].clone().detach().numpy(), array)

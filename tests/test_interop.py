@@ -5,13 +5,16 @@ import pytest
 
 import convgrad as cg
 from convgrad import functional as F
-from tests.device import lib, values
+from tests.device import live_bytes, tensor_on, values
+
+on_the_host = pytest.mark.cpu("of memory shared with the host; tests/test_device.py has a GPU's")
 
 
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng([*shape]).standard_normal(shape).astype(np.float32)
 
 
+@on_the_host
 @pytest.mark.quick
 def test_numpy_shares_memory_and_copies_in_c_order():
     x = cg.tensor(normal(2, 3, 4, 5))
@@ -26,6 +29,7 @@ def test_numpy_shares_memory_and_copies_in_c_order():
     assert w.numpy(force=True).tolist() == w.detach().numpy().tolist() == [1, 1]
 
 
+@on_the_host
 @pytest.mark.quick
 def test_array_protocols():
     x = cg.tensor(normal(2, 3, 4, 5))
@@ -42,6 +46,7 @@ def test_array_protocols():
     assert np.asarray(cg.tensor([1, 2])).dtype == np.int64
 
 
+@on_the_host
 @pytest.mark.quick
 def test_dlpack_with_pytorch(torch):
     x = cg.tensor(normal(2, 3, 4, 5))
@@ -63,6 +68,7 @@ def test_dlpack_with_pytorch(torch):
     assert x.__dlpack_device__() == (1, 0)
 
 
+@on_the_host
 def test_from_dlpack_of_numpy_and_tensors():
     a = normal(3, 4)
     assert np.shares_memory(cg.from_dlpack(a).array, a)
@@ -70,6 +76,7 @@ def test_from_dlpack_of_numpy_and_tensors():
     assert np.shares_memory(cg.from_dlpack(t).array, t.array)
 
 
+@on_the_host
 def test_read_only_arrays():
     a = normal(3, 4)
     a.flags.writeable = False
@@ -94,6 +101,7 @@ def test_big_endian_is_converted(dtype):
         cg.from_numpy(a)
 
 
+@on_the_host
 def test_unaligned_is_converted():
     buffer = np.zeros(4 * 24 + 1, np.uint8)
     a = buffer[1:].view(np.float32).reshape(1, 2, 3, 4)
@@ -120,7 +128,7 @@ VIEWS = {
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_of_every_kind(name):
     view = VIEWS[name](normal(4, 6, 5))
-    for x in (cg.tensor(view), cg.as_tensor(view), cg.Tensor(view)):
+    for x in (cg.tensor(view), cg.as_tensor(view), tensor_on(view)):
         np.testing.assert_array_equal(values(x), view)
         np.testing.assert_array_equal(values(x + x), view + view)
         np.testing.assert_array_equal(x.numpy(copy=True), view)
@@ -154,7 +162,7 @@ def test_zero_size(torch):
 
 def test_views_pin_nothing_after_a_copy():
     x = cg.zeros(100, 100)
-    live = lib.memory_stats()["live_bytes"]
+    live = live_bytes()
     total = x.sum()
     del x
-    assert lib.memory_stats()["live_bytes"] < live and total.item() == 0
+    assert live_bytes() < live and total.item() == 0

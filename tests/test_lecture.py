@@ -12,6 +12,8 @@ import convgrad as cg
 import convgrad.functional as F
 from convgrad import nn, optim, penalty
 
+pytestmark = pytest.mark.large("trains networks")
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 

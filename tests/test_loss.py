@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_near_float64,
     assert_parity,
     assert_same_bits_for_any_threads,
+    assert_same_bits_where_misplaced,
     forward_and_gradients,
     integers,
 )
@@ -51,6 +52,7 @@ def logits_and_classes(rng, shape, scale=1.0, ignored=0.0, dtype=np.float32):
         (3, 7, 9, 11),
         (40, 32),
         (40, 33),
+        (3, 5000),
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -69,8 +71,8 @@ def test_cross_entropy_error(shape, scale):
 
 
 def test_cross_entropy_sum_error():
-    """The sum over 20,000 rows is as good as the terms."""
-    x, t = logits_and_classes(RNG(1), (20_000, 3))
+    """The sum over 70,000 rows is as good as the terms."""
+    x, t = logits_and_classes(RNG(1), (70_000, 3))
     exact, _ = reference.cross_entropy(x, t, reduction="sum")
     terms = reference.cross_entropy(x, t, reduction="none")[0].astype(np.float32)
     sequential = np.cumsum(terms, dtype=np.float32)[-1:]
@@ -324,6 +326,22 @@ def test_whole_numbers_are_exact(name):
     assert values(fn(cg.tensor(a), cg.tensor(b), reduction="sum")) == exact.sum()
 
 
+def test_the_sum_of_a_million_whole_numbers_is_exact():
+    rng = RNG(17)
+    a, b = integers(rng, (1_100_003,)), integers(rng, (1_100_003,))
+    exact = float64_values("mse_loss", a, b, 0).sum()
+    got = values(F.mse_loss(cg.tensor(a), cg.tensor(b), reduction="sum"))
+    assert got == np.float32(exact)
+
+
+def test_any_place_in_memory():
+    for name in POINTWISE:
+        for reduction in REDUCTIONS:
+            options = {"reduction": reduction, **POINTWISE[name][2]}
+            fn = functools.partial(getattr(F, name), **options)
+            assert_same_bits_where_misplaced(fn, pointwise_arrays(name, RNG(18), (67,)))
+
+
 @pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_pointwise_error(name, reduction):
@@ -513,7 +531,7 @@ def test_pointwise_errors():
 def test_multi_margin(torch, reduction, p, weighted):
     rng = RNG(15)
     kw = {"p": p, "margin": 0.8, "reduction": reduction}
-    for shape in ((6, 5), (5,), (1, 1), (3000, 7)):
+    for shape in ((6, 5), (5,), (1, 1), (9, 40), (2, 5000), (3000, 7)):
         x = rng.standard_normal(shape).astype(np.float32)
         t = np.asarray(rng.integers(0, shape[-1], shape[:-1]))
         w = rng.random(shape[-1]).astype(np.float32) + 0.5 if weighted else None
@@ -558,7 +576,7 @@ def torch_dice(torch, x, t, smooth):
 
 @pytest.mark.parametrize("smooth", [1.0, 10.0])
 @pytest.mark.parametrize(
-    "shape", [(3, 4), (2, 1, 9), (2, 3, 6, 5), (1, 4, 3, 5, 4), (1, 2, 90, 91)]
+    "shape", [(3, 4), (2, 1, 9), (2, 3, 6, 5), (1, 4, 3, 5, 4), (2, 40, 7), (1, 2, 90, 91)]
 )
 def test_dice(torch, smooth, shape):
     rng = RNG(16)

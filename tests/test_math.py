@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import convgrad as cg
 from convgrad.functional import math as cg_math
-from tests.device import lib, tensor_on, values
+from tests.device import ON_CPU, lib, tensor_on, values
 
 from .helpers import assert_gradients, assert_parity, assert_same_bits_for_any_threads, leaves
 
@@ -311,7 +311,8 @@ def test_gradients_of_promoted_operands_keep_their_types(torch):
 @pytest.mark.quick
 def test_numbers_and_arrays_on_either_side():
     x = cg.tensor([1.0, 2.0], requires_grad=True)
-    array = np.array([3.0, 4.0], np.float32)
+    # Of NumPy on the CPU alone: beside a tensor on a GPU they are of another device.
+    array = np.array([3.0, 4.0], np.float32) if ON_CPU else cg.tensor([3.0, 4.0])
     for y, expected in (
         (array * x, [3, 8]),
         (x * array, [3, 8]),
@@ -328,7 +329,7 @@ def test_numbers_and_arrays_on_either_side():
     for y in (array > x, array == x, x == array, np.float32(1.5) < x):
         assert isinstance(y, cg.Tensor) and y.dtype == cg.bool
     assert (array == x).tolist() == [False, False]
-    matrix = np.ones((2, 2), np.float32)
+    matrix = np.ones((2, 2), np.float32) if ON_CPU else cg.ones(2, 2)
     assert isinstance(matrix @ cg.ones(2, 2), cg.Tensor)
     with pytest.raises(TypeError, match=r"\[add\] .*Got str"):
         x + "a"
@@ -349,8 +350,7 @@ def test_sums_of_many_terms_are_accurate(axes, layout):
         "channels_last": lib.channels_last(x),
         "strided": np.repeat(x, 2, axis=3)[..., ::2],
     }[layout]
-    got = cg.tensor(0.0)
-    got.array = array
+    got = tensor_on(array)
     total = values(got.sum(axes))
     exact = x.sum(axes if axes is None else tuple(np.atleast_1d(axes)), dtype=np.float64)
     np.testing.assert_allclose(total, exact, rtol=4e-7)

@@ -9,6 +9,8 @@ import convgrad as cg
 import convgrad.functional as F
 from convgrad import models, nn
 
+pytestmark = pytest.mark.large("deep networks")
+
 RNG = np.random.default_rng
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import convgrad as cg
 from convgrad import nn
-from tests.device import values
+from tests.device import DEVICE, values
 
 
 class Net(nn.Module):
@@ -127,7 +127,7 @@ def test_load_state_dict_copies_arrays_and_tensors():
               for k, t in source.state_dict().items()}  # fmt: skip
     arrays["count"] = np.array([7])
     weight = net.body[0].weight
-    array, version = values(weight), weight.version[0]
+    array, version = weight.array, weight.version[0]
     assert repr(net.load_state_dict(arrays)) == "<All keys matched successfully>"
     assert weight.array is array and weight.array.dtype == np.float32
     assert weight.array.strides[1] == 4 and weight.version[0] == version + 1
@@ -237,12 +237,12 @@ def test_dtypes():
     assert {t.array.dtype for t in net.parameters()} == {np.dtype(np.float64)}
     assert weight.array.strides[1] == 8
     assert net.count.array.dtype == np.int64 and net.scratch.array.dtype == np.float64
-    assert net.float().to("cpu").to(dtype=np.float32).scale.array.dtype == np.float32
-    assert net.to(cg.tensor([1.0])).cpu() is net
+    assert net.float().to(DEVICE).to(dtype=np.float32).scale.array.dtype == np.float32
+    assert net.to(cg.tensor([1.0])).to(DEVICE) is net
     with pytest.raises(TypeError, match="float32 or float64. Got int32"):
         net.to(np.int32)
     with pytest.raises(RuntimeError, match="not available"):
-        net.cuda()
+        net.cuda(99)
     assert nn.Linear(2, 3, dtype=np.float64).weight.array.dtype == np.float64
 
 

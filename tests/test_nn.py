@@ -221,8 +221,8 @@ def test_locally_connected(d):
     # With the same weights at every position it is a convolution.
     conv = getattr(nn, f"Conv{d}d")(2, 3, 3, stride=2, padding=1)
     shared = values(conv.weight).reshape(3, 2, *(1,) * d, *(3,) * d)
-    layer.weight.array[...] = shared
-    layer.bias.array[...] = values(conv.bias).reshape(3, *(1,) * d)
+    layer.weight.detach().copy_(cg.tensor(shared))
+    layer.bias.detach().copy_(cg.tensor(values(conv.bias).reshape(3, *(1,) * d)))
     np.testing.assert_allclose(values(layer(x)), values(conv(x)), rtol=1e-4, atol=1e-5)
     none = getattr(nn, f"LocallyConnected{d}d")(2, 3, 6, 3, bias=False)
     assert none.bias is None and "bias=False" in repr(none)

@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_near_float64,
     assert_parity,
     assert_same_bits_for_any_threads,
+    assert_same_bits_where_misplaced,
     forward_and_gradients,
     integers,
 )
@@ -25,7 +26,17 @@ from tests.reference import norm as reference
 pytestmark = pytest.mark.kernel
 
 RNG = np.random.default_rng
-SHAPES = [(40, 3), (4, 8, 30), (3, 12, 7, 9), (2, 6, 3, 5, 4), (2, 20, 60, 61), (9, 1, 1, 2)]
+SHAPES = [
+    (40, 3),
+    (4, 8, 30),
+    (3, 12, 7, 9),
+    (2, 6, 3, 5, 4),
+    (2, 20, 60, 61),
+    (9, 1, 1, 2),
+    # More channels than a block of GPU threads takes, one by one and by packs of four.
+    (5, 301),
+    (3, 1028),
+]
 
 
 def batch(x, w, b, eps=1e-5):
@@ -143,6 +154,23 @@ def test_threads(shape):
     for _, op, _, parameter in cases(shape):
         x, w, b, dy = inputs(RNG(3), shape, parameter)
         assert_same_bits_for_any_threads(lambda: forward_and_gradients(op, [x, w, b], dy))  # noqa: B023
+
+
+@pytest.mark.parametrize("shape", [(70, 8), (30, 3)])
+def test_any_place_in_memory(shape):
+    for _, op, _, parameter in cases(shape):
+        x, w, b, _ = inputs(RNG(12), shape, parameter)
+        assert_same_bits_where_misplaced(op, [x, w, b])
+
+
+def test_many_samples():
+    """So many that a block of GPU threads takes all rows of one, in several runs."""
+    x = (RNG(13).standard_normal((106, 1025, 17)) + 5).astype(np.float32)
+    exact = x.astype(np.float64)
+    deviation = np.sqrt(exact.var(2, keepdims=True) + 1e-5)
+    exact = (exact - exact.mean(2, keepdims=True)) / deviation
+    y = values(F.instance_norm(cg.tensor(x)))
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.quick

@@ -11,7 +11,7 @@ import convgrad as cg
 from convgrad import optim
 from convgrad.nn import utils
 from tests.device import lib, tensor_on, values
-from tests.helpers import assert_same_bits_for_any_threads
+from tests.helpers import assert_same_bits_for_any_threads, misplaced
 from tests.reference import optim as reference
 
 pytestmark = pytest.mark.kernel
@@ -116,7 +116,7 @@ def test_parity(torch, name, options):
         kept = {k: v.numpy() for k, v in other.state[q].items() if v is not None}
         assert set(rule.state[p]) == set(kept)
         for key, value in kept.items():
-            np.testing.assert_allclose(rule.state[p][key], value, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(values(rule.state[p][key]), value, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "options"), [RULES[4], RULES[7]])
@@ -133,6 +133,47 @@ def test_threads(name, options):
     assert_same_bits_for_any_threads(run)
 
 
+@pytest.mark.parametrize(("name", "options"), [RULES[4], RULES[7], RULES[10]])
+@pytest.mark.parametrize("count", [60, 1000])  # a launch on a GPU takes 48 or 470
+def test_many_parameters_step_as_one(name, options, count):
+    rng = RNG(17)
+    whole = rng.standard_normal((4, 5 * count)).astype(np.float32)
+    results = []
+    for parts in (1, count):
+        params = [
+            cg.tensor(a, requires_grad=True)
+            for part in np.split(whole[0], parts)
+            for a in (part[:0], part)
+        ]
+        rule = getattr(optim, name)(params, **options)
+        for step in whole[1:]:
+            for p, g in zip(params[1::2], np.split(step, parts)):
+                p.grad = cg.tensor(g)
+            params[0].grad = cg.tensor(whole[0, :0])
+            rule.step()
+        norm = utils.clip_grad_norm_(params, 1e-3)
+        results.append([np.concatenate([values(a) for a in (p, p.grad)]) for p in params[1::2]])
+        assert values(norm) == pytest.approx(np.linalg.norm(whole[3].astype(np.float64)), rel=1e-6)
+    whole, parts = results[0][0].reshape(2, -1), np.array(results[1])
+    parts = parts.reshape(count, 2, -1).transpose(1, 0, 2).reshape(2, -1)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), [RULES[4], RULES[7], RULES[10]])
+def test_any_place_in_memory(name, options):
+    rng = RNG(18)
+    w, *grads = rng.standard_normal((3, 67)).astype(np.float32)
+    results = []
+    for make in (tensor_on, misplaced):
+        p = make(w.copy(), requires_grad=True)
+        rule = getattr(optim, name)([p], **options)
+        for g in grads:
+            p.grad = make(g)
+            rule.step()
+        results.append(values(p))
+    np.testing.assert_array_equal(*results)
+
+
 def test_layouts_do_not_matter():
     """Strided, reversed and C-ordered parameters and gradients step like dense ones."""
     rng = RNG(3)
@@ -147,13 +188,13 @@ def test_layouts_do_not_matter():
     ):
         for grad_view in (lambda a: lib.channels_last(a), lambda a: a[::1]):
             p = tensor_on(view(w), requires_grad=True)
-            array = values(p)
+            array = p.array
             rule = optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True)
             for _ in range(2):
                 p.grad = tensor_on(grad_view(g))
                 rule.step()
             assert p.array is array
-            results.append(np.ascontiguousarray(array))
+            results.append(np.ascontiguousarray(values(p)))
     for r in results[1:]:
         np.testing.assert_array_equal(r, results[0])
 

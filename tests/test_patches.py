@@ -10,6 +10,8 @@ import pytest
 import convgrad as cg
 from convgrad import data, nn, train
 
+pytestmark = pytest.mark.cpu("of the host's side: patches of NumPy arrays")
+
 
 def volumes():
     """Two volumes whose voxels hold their own position, with a rare class 1 and a rarer 2."""

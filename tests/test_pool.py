@@ -180,9 +180,11 @@ def test_masked_backward_is_also_the_relus(dtype, spec, c):
         lib.max_pool_backward(dy, tap, x.shape, 2, spec, mask=y[:, :, 1:])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [3, 4])
 @pytest.mark.parametrize("kernel", [255, 256, 257, 300])
-def test_windows_beyond_a_byte(kernel):
-    x = np.arange(2 * 3 * 1500, dtype=np.float32).reshape(2, 3, 1500) * 7919 % 2003
+def test_windows_beyond_a_byte(kernel, c, dtype):
+    x = np.arange(2 * c * 1500, dtype=dtype).reshape(2, c, 1500) * 7919 % 2003
     axes = reference.windows([1500], [kernel], [101], [kernel // 2], [1], True)
     check_max(
         lambda t, **options: F.max_pool1d(t, kernel, 101, kernel // 2, ceil_mode=True, **options),
@@ -214,6 +216,21 @@ def test_nan_infinity_and_ties():
         check_max(lambda t, **options: F.max_pool1d(t, 2, **options), many, axes)
     y = values(F.avg_pool1d(cg.tensor(x), 2))
     np.testing.assert_array_equal(y, [[[np.nan, 2.5, -np.inf, np.nan, np.nan]]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [3, 8])
+def test_nan_infinity_and_ties_in_wide_windows(c, dtype):
+    rng = np.random.default_rng(4)
+    x = helpers.integers(rng, (2, c, 9, 200), -1, 1, dtype=dtype)
+    x[0, :, :, :90][rng.random((c, 9, 90)) < 0.01] = np.nan
+    x[1, 0], x[1, 1, 3] = -np.inf, np.inf
+    axes = reference.windows([9, 200], [5, 40], [4, 40], [2, 0], [1, 1], False)
+    check_max(lambda t, **options: F.max_pool2d(t, (5, 40), (4, 40), (2, 0), **options), x, axes)
+    whole = np.nan_to_num(x, nan=1, posinf=2, neginf=-2)
+    y = values(F.avg_pool2d(cg.tensor(whole), (5, 40), (4, 40), (2, 0)))
+    expected = reference.avg_pool(whole, axes, [2, 0], True, None)
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_adjoint_identity_of_average_is_exact():

@@ -18,6 +18,8 @@ import convgrad as cg
 import convgrad.functional as F
 from convgrad import _cpu
 
+pytestmark = pytest.mark.cpu("of threads, the block cache and processes")
+
 
 def convolution() -> np.ndarray:
     """A convolution large enough for all threads."""
@@ -100,6 +102,7 @@ def test_beside_another_library_with_threads_of_its_own(library: str, first: str
     imports = [ours, BESIDE[library]] if first == "convgrad" else [BESIDE[library], ours]
     code = f"""
 import numpy as np
+
 {"".join(imports)}
 cg.set_num_threads(2)
 x, w = cg.ones(4, 16, 32, 32), cg.ones(16, 16, 3, 3)

@@ -14,6 +14,8 @@ import convgrad as cg
 from convgrad import _tape, nn
 from convgrad.autograd import Op
 
+pytestmark = pytest.mark.cpu("of the tape, whatever the device")
+
 
 class Twice(Op):
     """y = 2 x, with the input saved though backward does not need it."""

@@ -10,6 +10,8 @@ import pytest
 from convgrad.cli.main import main
 from convgrad.tasks import texture
 
+pytestmark = pytest.mark.cpu("of the host's side: textures in NumPy")
+
 skimage = pytest.importorskip("skimage", reason="needs: pip install '.[medical]'")
 
 

@@ -9,6 +9,8 @@ import convgrad as cg
 from convgrad import data, io, metrics, nn, optim, train
 from convgrad.tasks.images import AugmentedImages, Images
 
+pytestmark = pytest.mark.large("trains networks")
+
 
 def blobs(n=50, seed=0):
     """Two classes of points around (1, 1) and (-1, -1)."""

@@ -17,8 +17,6 @@ CONVGRAD_STEMS
 namespace convgrad {
 namespace {
 
-constexpr bool kPartial = true;  // TODO: gone when all stems are there
-
 // All slots of Ops are function pointers: an empty one is an import error.
 template <class T>
 Ops<T> filled() {
@@ -32,7 +30,7 @@ Ops<T> filled() {
   for (size_t i = 0; i < sizeof(table); i += sizeof(Slot)) {
     Slot slot;
     std::memcpy(&slot, bytes + i, sizeof(slot));
-    if (slot == nullptr && !kPartial)
+    if (slot == nullptr)
       throw std::runtime_error("[convgrad] Slot " + std::to_string(i / sizeof(Slot)) +
                                " of Ops in csrc/ops.h is empty.");
   }

@@ -23,12 +23,16 @@ struct InPlace {
     run([&](const Exec& exec) { ops<T>().copy(exec, s, dense.as<T>(), original.as<T>()); });
   }
 };
-InPlace in_place(const char* op, const char* name, Array&& a, Layout layout) {
+// `filled`: it holds something that the kernel reads.
+InPlace in_place(const char* op, const char* name, Array&& a, Layout layout, bool filled = true) {
   if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
     type_error(op,
                std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
   InPlace out{std::move(a), {}};
-  out.dense = dense(op, out.original, layout);
+  const Array& original = out.original;
+  out.dense = filled || original.is_dense(layout)
+                  ? dense(op, original, layout)
+                  : empty(original.dtype, original.rank, original.shape, layout);
   return out;
 }
 
@@ -68,7 +72,8 @@ Param param_arg(const char* op, py::handle p_, py::handle g_) {
 
 void keep(const char* op, Param& param, py::handle buffer) {
   InPlace& kept = param.kept[param.kept_count++];
-  kept = in_place(op, "buffer", array_arg(op, "buffer", buffer), layout_of(param.p.dense));
+  kept = in_place(op, "buffer", array_arg(op, "buffer", buffer), layout_of(param.p.dense),
+                  !param.first);
   same_as_parameter(op, "buffer", kept.dense, param.p.dense);
 }
 
@@ -128,8 +133,8 @@ void sgd_step(const py::list& ps, const py::list& gs, py::handle buffers, py::ha
   for (size_t i = 0; i < ps.size(); ++i) {
     params.push_back(param_arg("sgd", ps[i], gs[i]));
     if (buffers.is_none()) continue;
-    keep("sgd", params[i], buffers[py::int_(i)]);
     params[i].first = first[py::int_(i)].cast<bool>();
+    keep("sgd", params[i], buffers[py::int_(i)]);
   }
   run_list(params, kNoWorkspace, [&](const Exec& exec, int64_t count, const auto* refs) {
     table(refs).sgd_step(exec, count, refs, nesterov, hyper);

@@ -53,10 +53,10 @@ class Backend:
         """While this lasts, the array library works on the device."""
         return nullcontext()
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Uninitialised, channels-last, from the pool."""
         # An array of that shape that occupies one element.
-        return self.lib.empty_like(np.broadcast_to(np.zeros((), dtype), shape))
+        return self.lib.empty_like(np.broadcast_to(dtype.type(0), shape))
 
     def put(self, host: np.ndarray) -> Any:
         """The values of a NumPy array on this device, in the same layout if it is channels-last;
@@ -84,7 +84,7 @@ class CudaBackend(Backend):
     def current(self) -> AbstractContextManager[Any]:
         return self.xp.cuda.Device(self.index)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         with self.current():
             return self.lib.empty_like(self.xp.broadcast_to(self.xp.empty((), dtype), shape))
 
@@ -122,7 +122,8 @@ class device(str):
 CPU = Backend("cpu", np, _cpu)
 _LIB_BY_TYPE: dict[type, Any] = {np.ndarray: _cpu}
 _cuda: list[CudaBackend] = []  # by index, once CUDA has been asked for
-_cuda_arrays: Any = ()  # their type, in a tuple
+_cuda_arrays: Any = ()  # CuPy's type, in a tuple
+_arrays: Any = (np.ndarray,)  # and NumPy's
 _default: Backend = CPU
 
 
@@ -149,7 +150,7 @@ def lib_of(array: Any) -> Any:
 
 def is_array(value: Any) -> bool:
     """Whether the value is an array of NumPy's or, once CUDA is in use, CuPy's."""
-    return isinstance(value, (np.ndarray, _cuda_arrays))
+    return isinstance(value, _arrays)
 
 
 def host(array: Any) -> Any:
@@ -160,7 +161,7 @@ def host(array: Any) -> Any:
 
 def typed(result: Any, dtype: Any) -> Any:
     """What the array library returned, an array or one of NumPy's scalars, as an array of dtype."""
-    if isinstance(result, _cuda_arrays):
+    if _cuda_arrays and isinstance(result, _cuda_arrays):
         return result.astype(dtype, copy=False)
     return np.asarray(result, dtype)
 
@@ -211,7 +212,7 @@ def get_float32_precision() -> str:
 
 def _load_cuda() -> list[CudaBackend]:
     """A backend per GPU; RuntimeError saying what is missing."""
-    global _cuda_arrays
+    global _arrays, _cuda_arrays
     if _cuda:
         return _cuda
     simulated = os.environ.get("CONVGRAD_CUDA_SIM") == "1"  # for tests: see tests/cupy_standin.py
@@ -236,6 +237,7 @@ def _load_cuda() -> list[CudaBackend]:
     lib.set_exact_algorithms(is_exact())
     lib.set_tf32(get_float32_precision() == "tf32")
     _cuda_arrays = (xp.ndarray,)
+    _arrays = (np.ndarray, xp.ndarray)
     _LIB_BY_TYPE[xp.ndarray] = lib
     _cuda.extend(CudaBackend(i, xp, lib) for i in range(count))
     return _cuda

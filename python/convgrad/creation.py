@@ -63,7 +63,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
 def from_dlpack(source: Any) -> Tensor:
     """A tensor in the memory of any array with ``__dlpack__``, on the CPU or a GPU."""
     kind, index = source.__dlpack_device__()
-    if kind == _DLPACK_CUDA:
+    if kind in _DLPACK_CUDA:
         target = backend.by_device(f"cuda:{index}")
         with target.current():
             array = target.xp.from_dlpack(source)
@@ -73,7 +73,7 @@ def from_dlpack(source: Any) -> Tensor:
     return Tensor(array)
 
 
-_DLPACK_CUDA = 2  # kDLCUDA
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 # ---- constants ----
@@ -107,8 +107,11 @@ def _filled(
 ) -> Tensor:
     target = backend.for_new(device)
     array = _allocate(op, shape, dtype, target)
-    with target.current():
+    if target is backend.CPU:
         array[...] = value
+    else:
+        with target.current():
+            array[...] = value
     return _leaf(array, requires_grad)
 
 
@@ -294,6 +297,8 @@ def randint(
     """Ints from low (0 if only one bound is given) to high - 1, int64."""
     if size is None:  # randint(high, size)
         low, high, size = 0, low, high
+    elif high is None:  # randint(high, size=size)
+        low, high = 0, low
     if high <= low:
         raise ValueError(f"[randint] high must be above low. Got {low} and {high}.")
     kind = np.int64 if dtype is None else dtype

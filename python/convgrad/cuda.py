@@ -1,4 +1,9 @@
-"""GPUs, as ``torch.cuda``: which there are, waiting for them, their memory."""
+"""GPUs, as ``torch.cuda``: which there are, waiting for them, their memory.
+
+Kernels run on the GPU of their tensors and on its current stream in CuPy. What CuPy itself computes
+(comparisons, most reductions, indexing) needs that GPU to be the current one, as in CuPy:
+``with cg.cuda.device(1): ...``.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convgrad.autograd import no_grad
+from convgrad.backend import for_new, of
 from convgrad.nn.module import Module
 from convgrad.tensor import Tensor
 
@@ -91,6 +92,7 @@ def summary(
     if dtype is None:
         floats = (p.array.dtype for p in model.parameters() if p.array.dtype.kind == "f")
         dtype = next(floats, np.dtype(np.float32))
+    home = next((of(p.array) for p in model.parameters()), for_new(None))
     result = Summary(
         type(model).__name__,
         shapes,
@@ -111,7 +113,7 @@ def summary(
     try:
         model.eval()
         with no_grad():
-            model(*[Tensor(np.zeros(shape, dtype)) for shape in shapes])
+            model(*[Tensor(home.put(np.zeros(shape, dtype))) for shape in shapes])
     finally:
         for handle in handles:
             handle.remove()

@@ -889,11 +889,13 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     the data's own, if that is a tensor or an array of a GPU, else on the default device.
     """
     source = data.array if isinstance(data, Tensor) else data
-    own = backend.of(source) if backend.is_array(source) else backend.CPU
-    stays = device is None and (isinstance(data, Tensor) or own is not backend.CPU)
-    target = own if stays else backend.for_new(device)
+    own = backend.CPU
     if isinstance(source, (list, tuple)):
         source = _nested(source)
+    elif type(source) is not np.ndarray and backend.is_array(source):
+        own = backend.of(source)
+    stays = device is None and (own is not backend.CPU or isinstance(data, Tensor))
+    target = own if stays else backend.for_new(device)
     if own is not backend.CPU:
         if own is target:
             out = Tensor(_copy_of_type(source, checked_dtype("tensor", dtype or source.dtype)))
@@ -938,11 +940,11 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
 
 def _nested(data: Any) -> Any:
     """Nested lists with NumPy's arrays in place of tensors."""
-    if isinstance(data, Tensor) or backend.is_array(data):
-        return backend.host(as_array(data))
     if isinstance(data, (list, tuple)):
         return [_nested(item) for item in data]
-    return data
+    if isinstance(data, Tensor):
+        return backend.host(data.array)
+    return backend.host(data) if backend.is_array(data) else data
 
 
 # What the methods above call is made of tensors itself, so it can be imported only now.

@@ -38,9 +38,9 @@ int pack_of(int64_t c) {
   return c % kPack<T> == 0 ? kPack<T> : 1;
 }
 
-// c is at least 1.
+// With at least `run` rows for every thread of a large array; c is at least 1.
 template <class T>
-ColumnPlan column_plan(int64_t batches, int64_t rows, int64_t c) {
+ColumnPlan column_plan(int64_t batches, int64_t rows, int64_t c, int run = kRun) {
   ColumnPlan p;
   p.batches = batches;
   p.rows = rows;
@@ -50,9 +50,9 @@ ColumnPlan column_plan(int64_t batches, int64_t rows, int64_t c) {
   p.tiles = int(ceil_div(packs, kColumnThreads));
   p.width = int(ceil_div(packs, p.tiles));
   p.height = kColumnThreads / p.width;
-  const int64_t run = int64_t{kRun} * p.height;
+  const int64_t least = int64_t{run} * p.height;
   const int64_t wanted = kColumnBlocks / std::max<int64_t>(batches * p.tiles, 1);
-  p.block_rows = run * ceil_div(rows, run * std::max<int64_t>(wanted, 1));
+  p.block_rows = least * ceil_div(rows, least * std::max<int64_t>(wanted, 1));
   p.blocks = rows == 0 ? 0 : int(ceil_div(rows, p.block_rows));
   return p;
 }

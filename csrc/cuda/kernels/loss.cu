@@ -17,13 +17,13 @@ struct Target {
   CrossEntropyShape s;
   const int64_t* classes;
   const T *probs, *weight;
-  T keep = T(1 - s.label_smoothing), spread = T(s.label_smoothing / double(s.c));
+  Acc<T> keep = Acc<T>(1 - s.label_smoothing), spread = Acc<T>(s.label_smoothing / double(s.c));
 
-  __device__ T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }
+  __device__ Acc<T> weight_of(int64_t c) const { return weight ? Acc<T>(weight[c]) : Acc<T>(1); }
   // One class holds everything.
   __device__ bool sparse() const { return classes && spread == 0; }
-  __device__ T at(int64_t row, int64_t c) const {
-    const T t = probs ? probs[row * s.c + c] : T(c == classes[row]);
+  __device__ Acc<T> at(int64_t row, int64_t c) const {
+    const Acc<T> t = probs ? Acc<T>(probs[row * s.c + c]) : Acc<T>(c == classes[row]);
     return weight_of(c) * (keep * t + spread);
   }
   __device__ int64_t class_of(int64_t row) const { return classes ? classes[row] : 0; }
@@ -38,53 +38,56 @@ struct Larger {
 };
 
 // The maximum of a row and its sum of exp(x - maximum).
-template <class T>
+template <class A>
 struct RowStats {
-  T top, sum;
+  A top, sum;
 };
 template <class T, int kLanes>
-__device__ RowStats<T> row_stats(const Team<kLanes>& team, int64_t c, const T* x,
-                                 RowScratch<T>& scratch) {
-  T top = -std::numeric_limits<T>::infinity(), sum = 0;
-  for (int64_t i = team.lane(); i < c; i += kLanes) top = Larger<T>{}(top, x[i]);
-  top = team.reduce(top, scratch.values, Larger<T>{});
-  for (int64_t i = team.lane(); i < c; i += kLanes) sum += std::exp(x[i] - top);
-  return {top, team.reduce(sum, scratch.values, Plus<T>{})};
+__device__ RowStats<Acc<T>> row_stats(const Team<kLanes>& team, int64_t c, const T* x,
+                                      RowScratch<Acc<T>>& scratch) {
+  using A = Acc<T>;
+  A top = -std::numeric_limits<A>::infinity(), sum = 0;
+  for (int64_t i = team.lane(); i < c; i += kLanes) top = Larger<A>{}(top, A(x[i]));
+  top = team.reduce(top, scratch.values, Larger<A>{});
+  for (int64_t i = team.lane(); i < c; i += kLanes) sum += std::exp(A(x[i]) - top);
+  return {top, team.reduce(sum, scratch.values, Plus<A>{})};
 }
 
 // -sum of q[c] log p[c]; log p = x - top - log_sum. NaN for a class outside its range.
 template <class T, int kLanes>
-__device__ T row_loss(const Team<kLanes>& team, const Target<T>& target, int64_t row, const T* x,
-                      T top, T log_sum, RowScratch<T>& scratch) {
+__device__ Acc<T> row_loss(const Team<kLanes>& team, const Target<T>& target, int64_t row,
+                           const T* x, Acc<T> top, Acc<T> log_sum, RowScratch<Acc<T>>& scratch) {
+  using A = Acc<T>;
   const int64_t y = target.class_of(row);
   const bool inside = target.inside(y);
   if (target.sparse())
-    return inside ? target.weight_of(y) * (log_sum - (x[y] - top))
-                  : std::numeric_limits<T>::quiet_NaN();
+    return inside ? target.weight_of(y) * (log_sum - (A(x[y]) - top))
+                  : std::numeric_limits<A>::quiet_NaN();
   double loss = 0;
   for (int64_t c = team.lane(); c < target.s.c; c += kLanes)
-    loss += double(target.at(row, c) * (log_sum - (x[c] - top)));
+    loss += double(target.at(row, c) * (log_sum - (A(x[c]) - top)));
   loss = team.reduce(loss, scratch.sums, Plus<double>{});
-  return inside ? T(loss) : std::numeric_limits<T>::quiet_NaN();
+  return inside ? A(loss) : std::numeric_limits<A>::quiet_NaN();
 }
 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     forward_kernel(Target<T> target, const T* x, T* stats, LossOutput<T> out, ValueError* errors,
                    const char* op) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const CrossEntropyShape& s = target.s;
   const Team<kLanes> team;
   LossSum sum;
   team.for_rows(s.rows, [&](int64_t row, bool valid) {
-    RowStats<T> row_stat{0, 1};  // what leaves log-probabilities as they are
+    RowStats<A> row_stat{0, 1};  // what leaves log-probabilities as they are
     if (!s.log_probs) row_stat = row_stats(team, s.c, x + row * s.c, scratch);
-    T value =
+    A value =
         row_loss(team, target, row, x + row * s.c, row_stat.top, std::log(row_stat.sum), scratch);
     if (!valid || team.lane() != 0) return;
     if (!s.log_probs) {
-      stats[2 * row] = row_stat.top;
-      stats[2 * row + 1] = row_stat.sum;
+      stats[2 * row] = T(row_stat.top);
+      stats[2 * row + 1] = T(row_stat.sum);
     }
     const int64_t y = target.class_of(row);
     if (target.ignores(y)) {
@@ -95,7 +98,7 @@ __global__ void __launch_bounds__(kRowThreads)
       report(errors, op, y, 0, s.c);
     }
     sum.loss += double(value);
-    if (s.reduction == Reduction::kNone) out.loss[row] = value;
+    if (s.reduction == Reduction::kNone) out.loss[row] = T(value);
   });
   add_up(out, sum, scratch.sums);
 }
@@ -104,32 +107,33 @@ template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     backward_kernel(Target<T> target, const T* x, const T* stats, const T* norm, const T* dy, T* dx,
                     T* dprobs) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const CrossEntropyShape& s = target.s;
   const Team<kLanes> team;
   team.for_rows(s.rows, [&](int64_t row, bool valid) {
     const int64_t y = target.class_of(row), first = row * s.c;
     const bool counts = !target.ignores(y) && target.inside(y);
-    const T scale = s.reduction == Reduction::kNone ? dy[row] : dy[0] / *norm;
-    T total = 0;  // of scale q
+    const A scale = s.reduction == Reduction::kNone ? A(dy[row]) : A(dy[0]) / A(*norm);
+    A total = 0;  // of scale q
     if (!target.sparse()) {
       double sum = 0;
       for (int64_t c = team.lane(); c < s.c; c += kLanes) sum += double(target.at(row, c));
-      total = scale * T(team.reduce(sum, scratch.sums, Plus<double>{}));
+      total = scale * A(team.reduce(sum, scratch.sums, Plus<double>{}));
     } else if (counts) {
       total = scale * target.weight_of(y);
     }
     if (!valid) return;
-    const T top = s.log_probs ? T(0) : stats[2 * row];
-    const T sum = s.log_probs ? T(1) : stats[2 * row + 1];
-    const T inverse = T(1) / sum, log_sum = std::log(sum);
+    const A top = s.log_probs ? A(0) : A(stats[2 * row]);
+    const A sum = s.log_probs ? A(1) : A(stats[2 * row + 1]);
+    const A inverse = A(1) / sum, log_sum = std::log(sum);
     for (int64_t c = team.lane(); c < s.c; c += kLanes) {
-      const T shifted = x[first + c] - top;
-      const T p = s.log_probs ? T(0) : std::exp(shifted) * inverse * total;
-      const T q = !target.sparse() ? scale * target.at(row, c) : c == y ? total : T(0);
-      dx[first + c] = counts ? p - q : T(0);
+      const A shifted = A(x[first + c]) - top;
+      const A p = s.log_probs ? A(0) : std::exp(shifted) * inverse * total;
+      const A q = !target.sparse() ? scale * target.at(row, c) : c == y ? total : A(0);
+      dx[first + c] = T(counts ? p - q : A(0));
       if (dprobs)
-        dprobs[first + c] = scale * target.keep * target.weight_of(c) * (log_sum - shifted);
+        dprobs[first + c] = T(scale * target.keep * target.weight_of(c) * (log_sum - shifted));
     }
   });
 }
@@ -149,8 +153,8 @@ void cross_entropy_forward(const Exec& exec, const CrossEntropyShape& s, const T
   with_team(s.c, [&](auto team) {
     const int64_t blocks = row_blocks(s.rows, team.value);
     launch(exec, forward_kernel<T, team.value>, dim3(unsigned(blocks)), dim3(kRowThreads),
-           sizeof(RowScratch<T>), Target<T>{s, classes, probs, weight}, x, stats, out, exec.errors,
-           exec.op);
+           sizeof(RowScratch<Acc<T>>), Target<T>{s, classes, probs, weight}, x, stats, out,
+           exec.errors, exec.op);
     finish_loss(exec, out, blocks);
   });
 }
@@ -162,8 +166,8 @@ void cross_entropy_backward(const Exec& exec, const CrossEntropyShape& s, const 
   if (s.rows == 0) return;
   with_team(s.c, [&](auto team) {
     launch(exec, backward_kernel<T, team.value>, dim3(unsigned(row_blocks(s.rows, team.value))),
-           dim3(kRowThreads), sizeof(RowScratch<T>), Target<T>{s, classes, probs, weight}, x, stats,
-           norm, dy, dx, dprobs);
+           dim3(kRowThreads), sizeof(RowScratch<Acc<T>>), Target<T>{s, classes, probs, weight}, x,
+           stats, norm, dy, dx, dprobs);
   });
 }
 

@@ -1,9 +1,9 @@
 // Soft Dice loss: softmax over classes, or a sigmoid per element.
-#include <cmath>
 #include <limits>
 
 #include "cuda/kernels/columns.cuh"
 #include "cuda/kernels/loss_sum.cuh"
+#include "cuda/kernels/math.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace convgrad::cuda {
@@ -38,7 +38,7 @@ struct DiceTerms {
       if (!inside && channel == 0) report(errors, op, y, 0, plan.c);
       Pack<T, kV> t;
       for (int v = 0; v < kV; ++v)
-        t[v] = inside ? T(y == channel + v) : std::numeric_limits<T>::quiet_NaN();
+        t[v] = T(inside ? Acc<T>(y == channel + v) : std::numeric_limits<Acc<T>>::quiet_NaN());
       return t;
     }
   }
@@ -49,7 +49,7 @@ struct DiceTerms {
     } else {
       Pack<T, kV> q = load_columns<kV, kPacked>(x + at);
 #pragma unroll
-      for (int v = 0; v < kV; ++v) q[v] = T(1) / (T(1) + std::exp(-q[v]));
+      for (int v = 0; v < kV; ++v) q[v] = T(sigmoid(Acc<T>(q[v])));
       store_columns<kV, kPacked>(p + at, q);
       return q;
     }
@@ -58,7 +58,8 @@ struct DiceTerms {
   template <bool kPacked, int kCount, int kV>
   __device__ void add(const ColumnPlan& plan, const ColumnPlace& place, Nothing, int64_t row,
                       double (&total)[3][kV]) const {
-    T sum[3][kV] = {};
+    using A = Acc<T>;
+    A sum[3][kV] = {};
 #pragma unroll 2
     for (int r = 0; r < kCount; ++r) {
       const int64_t pixel = place.batch * plan.rows + row + int64_t{r} * plan.height;
@@ -66,9 +67,9 @@ struct DiceTerms {
       const Pack<T, kV> t = target<kPacked, kV>(plan, pixel, place.channel);
 #pragma unroll
       for (int v = 0; v < kV; ++v) {
-        sum[0][v] += q[v] * t[v];
-        sum[1][v] += q[v];
-        sum[2][v] += t[v];
+        sum[0][v] += A(q[v]) * A(t[v]);
+        sum[1][v] += A(q[v]);
+        sum[2][v] += A(t[v]);
       }
     }
     for (int n = 0; n < 3; ++n)
@@ -135,25 +136,26 @@ template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     dice_backward_kernel(DiceShape s, const int64_t* classes, const T* mask, const T* p,
                          const T* dp, const T* dy, T* dx) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(s.n * s.pixels, [&](int64_t pixel, bool valid) {
     const int64_t first = pixel * s.c;
     const T* slopes = dp + pixel / s.pixels * s.c * 2;
-    const T up = *dy;
+    const A up = A(*dy);
     const auto slope = [&](int64_t k) {  // of the loss in p
-      const T t = mask ? mask[first + k] : T(k == classes[pixel]);
-      return up * (slopes[2 * k] + slopes[2 * k + 1] * t);
+      const A t = mask ? A(mask[first + k]) : A(k == classes[pixel]);
+      return up * (A(slopes[2 * k]) + A(slopes[2 * k + 1]) * t);
     };
-    T mean = 0;  // of the slopes under p
+    A mean = 0;  // of the slopes under p
     if (!mask) {
-      for (int64_t k = team.lane(); k < s.c; k += kLanes) mean += slope(k) * p[first + k];
-      mean = team.reduce(mean, scratch.values, Plus<T>{});
+      for (int64_t k = team.lane(); k < s.c; k += kLanes) mean += slope(k) * A(p[first + k]);
+      mean = team.reduce(mean, scratch.values, Plus<A>{});
     }
     if (!valid) return;
     for (int64_t k = team.lane(); k < s.c; k += kLanes) {
-      const T q = p[first + k];
-      dx[first + k] = q * (mask ? slope(k) * (1 - q) : slope(k) - mean);
+      const A q = A(p[first + k]);
+      dx[first + k] = T(q * (mask ? slope(k) * (1 - q) : slope(k) - mean));
     }
   });
 }
@@ -165,7 +167,7 @@ void dice_backward(const Exec& exec, const DiceShape& s, const int64_t* classes,
   if (rows == 0) return;
   with_team(s.c, [&](auto team) {
     launch(exec, dice_backward_kernel<T, team.value>, dim3(unsigned(row_blocks(rows, team.value))),
-           dim3(kRowThreads), sizeof(RowScratch<T>), s, classes, mask, p, dp, dy, dx);
+           dim3(kRowThreads), sizeof(RowScratch<Acc<T>>), s, classes, mask, p, dp, dy, dx);
   });
 }
 

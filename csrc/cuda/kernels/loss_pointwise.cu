@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cuda/kernels/loss_sum.cuh"
+#include "cuda/kernels/math.cuh"
 #include "cuda/kernels/rows.cuh"
 
 namespace convgrad::cuda {
@@ -36,10 +37,6 @@ __device__ T sign_of(T x) {
 template <class T>
 __device__ T softplus(T x) {  // log(1 + exp(x))
   return std::log1p(std::exp(-std::fabs(x))) + positive(x);
-}
-template <class T>
-__device__ T sigmoid(T x) {
-  return T(1) / (T(1) + std::exp(-x));
 }
 
 struct Squared {
@@ -192,18 +189,19 @@ struct Arguments {
   }
   // Element k of the pack; pos 0 without pos_weight.
   template <int N>
-  __device__ void points(int64_t i, Point<T> (&point)[N]) const {
+  __device__ void points(int64_t i, Point<Acc<T>> (&point)[N]) const {
+    using A = Acc<T>;
     const Pack<T, N> first = read<N>(a, i), second = read<N>(b, i);
-    for (int k = 0; k < N; ++k) point[k] = {first[k], second[k], T(s.parameter), T(0)};
+    for (int k = 0; k < N; ++k) point[k] = {A(first[k]), A(second[k]), A(s.parameter), A(0)};
     if (!pos_weight) return;
     const Pack<T, N> pos = read<N>(pos_weight, i);
-    for (int k = 0; k < N; ++k) point[k].pos = pos[k] - 1;
+    for (int k = 0; k < N; ++k) point[k].pos = A(pos[k]) - 1;
   }
   template <int N>
   __device__ Pack<T, N> weights(int64_t i) const {
     if (weight) return read<N>(weight, i);
     Pack<T, N> ones;
-    for (int k = 0; k < N; ++k) ones[k] = 1;
+    for (int k = 0; k < N; ++k) ones[k] = T(1);
     return ones;
   }
 };
@@ -214,15 +212,16 @@ __global__ void __launch_bounds__(kLossThreads)
   constexpr int N = kPack<T>;
   LossSum sum;
   for (int64_t i = thread_index() * N; i < x.s.n; i += thread_count() * N) {
-    Point<T> point[N];
+    Point<Acc<T>> point[N];
     x.points(i, point);
     Pack<T, N> value = x.template weights<N>(i);
     for (int k = 0; k < N; ++k) {
       if (i + k >= x.s.n) break;
       if (x.s.kind == LossKind::kBce && (point[k].a < 0 || point[k].a > 1))
         report_real(errors, op, double(point[k].a), 0, 1);
-      value[k] *= Kind::value(point[k]);
-      sum.loss += double(value[k]);
+      const Acc<T> term = Acc<T>(value[k]) * Kind::value(point[k]);
+      value[k] = T(term);
+      sum.loss += double(term);
       sum.weight += 1;
     }
     if (out.reduction == Reduction::kNone) store_some(out.loss, i, x.s.n, x.packed, value);
@@ -235,17 +234,18 @@ __global__ void __launch_bounds__(kLossThreads)
     pointwise_backward(Arguments<T> x, const T* dy, T* da, T* db) {
   constexpr int N = kPack<T>;
   const bool none = x.s.reduction == Reduction::kNone;
-  const T divisor = x.s.reduction == Reduction::kMean ? T(x.s.n) : T(1);
+  const Acc<T> divisor = x.s.reduction == Reduction::kMean ? Acc<T>(x.s.n) : Acc<T>(1);
   for (int64_t i = thread_index() * N; i < x.s.n; i += thread_count() * N) {
-    Point<T> point[N];
+    Point<Acc<T>> point[N];
     x.points(i, point);
-    Pack<T, N> scale = x.template weights<N>(i), up, a, b;
+    const Pack<T, N> weight = x.template weights<N>(i);
+    Pack<T, N> up, a, b;
     if (none) up = x.template read<N>(dy, i);
     for (int k = 0; k < N; ++k) {
-      scale[k] *= none ? up[k] : dy[0] / divisor;
-      const Slopes<T> slopes = Kind::slopes(point[k]);
-      a[k] = slopes.a * scale[k];
-      b[k] = slopes.b * scale[k];
+      const Acc<T> scale = Acc<T>(weight[k]) * (none ? Acc<T>(up[k]) : Acc<T>(dy[0]) / divisor);
+      const Slopes<Acc<T>> slopes = Kind::slopes(point[k]);
+      a[k] = T(slopes.a * scale);
+      b[k] = T(slopes.b * scale);
     }
     if (da) store_some(da, i, x.s.n, x.packed, a);
     if (db) store_some(db, i, x.s.n, x.packed, b);
@@ -308,7 +308,8 @@ __global__ void __launch_bounds__(kRowThreads)
     multi_margin_forward_kernel(MultiMarginShape s, const T* x, const int64_t* classes,
                                 const T* weight, LossOutput<T> out, ValueError* errors,
                                 const char* op) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   LossSum total;
   team.for_rows(s.rows, [&](int64_t row, bool valid) {
@@ -316,17 +317,17 @@ __global__ void __launch_bounds__(kRowThreads)
     const int64_t wanted = classes[row], y = class_within(wanted, s.c);
     double sum = 0;
     for (int64_t i = team.lane(); i < s.c; i += kLanes) {
-      const T room = T(s.margin) - in[y] + in[i];
+      const A room = A(s.margin) - A(in[y]) + A(in[i]);
       if (i != y && !(room <= 0)) sum += double(s.squared ? room * room : room);
     }
     sum = team.reduce(sum, scratch.sums, Plus<double>{});
     if (!valid || team.lane() != 0) return;
-    T value = T(sum * double(weight ? weight[y] : T(1)) / double(s.c));
+    A value = A(sum * (weight ? double(weight[y]) : 1) / double(s.c));
     if (wanted != y) {
       report(errors, op, wanted, 0, s.c);
-      value = std::numeric_limits<T>::quiet_NaN();
+      value = std::numeric_limits<A>::quiet_NaN();
     }
-    if (s.reduction == Reduction::kNone) out.loss[row] = value;
+    if (s.reduction == Reduction::kNone) out.loss[row] = T(value);
     total.loss += double(value);
     total.weight += 1;
   });
@@ -341,7 +342,7 @@ void multi_margin_forward(const Exec& exec, const MultiMarginShape& s, const T* 
   with_team(s.c, [&](auto team) {
     const int64_t blocks = row_blocks(s.rows, team.value);
     launch(exec, multi_margin_forward_kernel<T, team.value>, dim3(unsigned(blocks)),
-           dim3(kRowThreads), sizeof(RowScratch<T>), s, x, classes, weight, out, exec.errors,
+           dim3(kRowThreads), sizeof(RowScratch<Acc<T>>), s, x, classes, weight, out, exec.errors,
            exec.op);
     finish_loss(exec, out, blocks);
   });
@@ -350,19 +351,20 @@ void multi_margin_forward(const Exec& exec, const MultiMarginShape& s, const T* 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     multi_margin_backward_kernel(MultiMarginShape s, const T* x, const int64_t* classes,
-                                 const T* weight, T share, const T* dy, T* dx) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+                                 const T* weight, Acc<T> share, const T* dy, T* dx) {
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(s.rows, [&](int64_t row, bool valid) {
     const T* in = x + row * s.c;
     const int64_t y = class_within(classes[row], s.c);
-    const T up = s.reduction == Reduction::kNone ? dy[row] : dy[0];
-    const T scale = up * share * (weight ? weight[y] : T(1));
+    const A up = A(s.reduction == Reduction::kNone ? dy[row] : dy[0]);
+    const A scale = up * share * (weight ? A(weight[y]) : A(1));
     double sum = 0;
     for (int64_t i = team.lane(); i < s.c; i += kLanes) {
-      const T room = T(s.margin) - in[y] + in[i];
-      const T slope = i == y || room <= 0 ? T(0) : scale * (s.squared ? 2 * room : T(1));
-      if (valid && i != y) dx[row * s.c + i] = slope;
+      const A room = A(s.margin) - A(in[y]) + A(in[i]);
+      const A slope = i == y || room <= 0 ? A(0) : scale * (s.squared ? 2 * room : A(1));
+      if (valid && i != y) dx[row * s.c + i] = T(slope);
       sum += double(slope);
     }
     sum = team.reduce(sum, scratch.sums, Plus<double>{});
@@ -377,8 +379,8 @@ void multi_margin_backward(const Exec& exec, const MultiMarginShape& s, const T*
   const double terms = double(s.c) * (s.reduction == Reduction::kMean ? double(s.rows) : 1);
   with_team(s.c, [&](auto team) {
     launch(exec, multi_margin_backward_kernel<T, team.value>,
-           dim3(unsigned(row_blocks(s.rows, team.value))), dim3(kRowThreads), sizeof(RowScratch<T>),
-           s, x, classes, weight, T(1 / terms), dy, dx);
+           dim3(unsigned(row_blocks(s.rows, team.value))), dim3(kRowThreads),
+           sizeof(RowScratch<Acc<T>>), s, x, classes, weight, Acc<T>(1 / terms), dy, dx);
   });
 }
 

@@ -29,6 +29,7 @@ struct Deviations {
   template <bool kPacked, int kCount, int kV>
   __device__ void add(const ColumnPlan& plan, const ColumnPlace& place, const Pack<T, kV>& shift,
                       int64_t row, double (&total)[2][kV]) const {
+    using A = Acc<T>;
     const T* from = x + place.at(plan, row);
     const int64_t step = plan.step();
     Pack<T, kV> in[kCount];
@@ -36,13 +37,13 @@ struct Deviations {
     for (int r = 0; r < kCount; ++r) in[r] = load_columns<kV, kPacked>(from + r * step);
 #pragma unroll
     for (int v = 0; v < kV; ++v) {
-      T own = 0, sum = 0, squares = 0;
+      A own = 0, sum = 0, squares = 0;
 #pragma unroll
-      for (int r = 0; r < kCount; ++r) own += in[r][v];
-      own *= T(1) / kCount;  // a power of two: whole numbers stay exact
+      for (int r = 0; r < kCount; ++r) own += A(in[r][v]);
+      own *= A(1) / kCount;  // a power of two: whole numbers stay exact
 #pragma unroll
       for (int r = 0; r < kCount; ++r) {
-        const T d = in[r][v] - own;
+        const A d = A(in[r][v]) - own;
         sum += d;
         squares += d * d;
       }
@@ -117,15 +118,23 @@ void update_running(const Exec& exec, const NormShape& s, const T* mean, const T
 }
 
 template <class T>
-ColumnPlan norm_plan(const NormShape& s) {
-  return column_plan<T>(s.batches, s.rows, s.c);
+ColumnPlan norm_plan(const NormShape& s, int run = kRun) {
+  return column_plan<T>(s.batches, s.rows, s.c, run);
 }
+
+// dx = dy * scale + (x - mean) * slope + offset, slope and offset being a group's: with d =
+// inv_std, dx = d (w dy - mean(w dy) - xhat mean(w dy xhat)), means over the group, xhat =
+// (x - mean) d.
+template <class A>
+struct Line {
+  A slope, offset;
+};
 
 // Two sums per part, and two coefficients per group for norm_backward.
 template <class T>
 int64_t norm_workspace(const NormShape& s, int) {
   return column_parts(norm_plan<T>(s), 2) * int64_t{sizeof(double)} +
-         s.batches * s.groups * 2 * int64_t{sizeof(T)};
+         s.batches * s.groups * int64_t{sizeof(Line<Acc<T>>)};
 }
 
 template <class T>
@@ -149,19 +158,21 @@ void norm_statistics(const Exec& exec, const NormShape& s, const T* x, T* mean, 
 }
 
 template <class T>
-__device__ T inverse_std(double eps, T var) {
-  return T(1 / std::sqrt(double(var) + eps));
+__device__ Acc<T> inverse_std(double eps, T var) {
+  return Acc<T>(1 / std::sqrt(double(var) + eps));
 }
 
 // ---- y = (x - mean) * scale + bias ----
 
 // Shared memory: kRowsOf rows of coefficients for a block's channels.
-template <class T, int kRowsOf, int kV>
+template <class A, int kRowsOf, int kV>
 struct Coefficients {
-  T row[kRowsOf][kColumnThreads * kV];
+  A row[kRowsOf][kColumnThreads * kV];
 
-  __device__ Pack<T, kV> of(int which, int lane) const {
-    return load_pack<kV>(row[which] + lane * kV);
+  // A thread's.
+  __device__ void load(int lane, A (&mine)[kRowsOf][kV]) const {
+    for (int i = 0; i < kRowsOf; ++i)
+      for (int v = 0; v < kV; ++v) mine[i][v] = row[i][lane * kV + v];
   }
 };
 
@@ -184,18 +195,18 @@ template <class T, int kV, bool kPacked>
 __global__ void __launch_bounds__(kColumnThreads)
     apply_kernel(ColumnPlan plan, double eps, const T* x, Affine<T> affine, const T* residual,
                  bool relu, T* y) {
-  auto& coefficients = shared<Coefficients<T, 3, kV>>();
+  using A = Acc<T>;
+  auto& coefficients = shared<Coefficients<A, 3, kV>>();
   const ColumnPlace place(plan);
   fill_coefficients<kV>(plan, place, [&](int i, int64_t c) {
     const int64_t at = place.batch * plan.c + c;
-    coefficients.row[0][i] = affine.mean[at];
-    coefficients.row[1][i] = inverse_std(eps, affine.var[at]) * (affine.w ? affine.w[c] : T(1));
-    coefficients.row[2][i] = affine.b ? affine.b[c] : T(0);
+    coefficients.row[0][i] = A(affine.mean[at]);
+    coefficients.row[1][i] = inverse_std(eps, affine.var[at]) * (affine.w ? A(affine.w[c]) : A(1));
+    coefficients.row[2][i] = affine.b ? A(affine.b[c]) : A(0);
   });
   if (!place.inside) return;
-  const int lane = int(threadIdx.x) % plan.width;
-  const Pack<T, kV> mean = coefficients.of(0, lane), scale = coefficients.of(1, lane),
-                    bias = coefficients.of(2, lane);
+  A k[3][kV];  // mean, scale, bias
+  coefficients.load(int(threadIdx.x) % plan.width, k);
   place.for_rows<kRows>(plan, [&](auto count, int64_t row) {
     const int64_t at = place.at(plan, row), step = plan.step();
     Pack<T, kV> in[count.value], added[count.value];
@@ -207,9 +218,9 @@ __global__ void __launch_bounds__(kColumnThreads)
 #pragma unroll
     for (int r = 0; r < count.value; ++r) {
       for (int v = 0; v < kV; ++v) {
-        T out = (in[r][v] - mean[v]) * scale[v] + bias[v];
-        if (residual) out += added[r][v];
-        in[r][v] = relu && out < 0 ? T(0) : out;
+        A out = (A(in[r][v]) - k[0][v]) * k[1][v] + k[2][v];
+        if (residual) out += A(added[r][v]);
+        in[r][v] = T(relu && out < 0 ? A(0) : out);
       }
       store_columns<kV, kPacked>(y + at + r * step, in[r]);
     }
@@ -219,10 +230,10 @@ __global__ void __launch_bounds__(kColumnThreads)
 template <class T>
 void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean, const T* var,
                 const T* w, const T* b, const T* residual, bool relu, T* y) {
-  const ColumnPlan plan = norm_plan<T>(s);
+  const ColumnPlan plan = norm_plan<T>(s, kRows);
   with_pack<T>(s.c, aligned(x, residual, y), [&](auto pack, auto packed) {
     launch(exec, apply_kernel<T, pack.value, packed.value>, plan.grid(), dim3(kColumnThreads),
-           sizeof(Coefficients<T, 3, pack.value>), plan, s.eps, x, Affine<T>{mean, var, w, b},
+           sizeof(Coefficients<Acc<T>, 3, pack.value>), plan, s.eps, x, Affine<T>{mean, var, w, b},
            residual, relu, y);
   });
 }
@@ -240,7 +251,7 @@ struct Gradient {
     g = load_columns<kV, kPacked>(dy + at);
     if constexpr (kMasked) m = load_columns<kV, kPacked>(mask + at);
   }
-  static __device__ T value(T g, T m) { return kMasked && m <= 0 ? T(0) : g; }
+  static __device__ T value(T g, T m) { return kMasked && Acc<T>(m) <= 0 ? T(0) : g; }
 };
 
 // Sums of dy and of dy (x - mean); dy goes to `kept` too where that is not null, which may be dy.
@@ -265,7 +276,8 @@ struct GradientTerms {
     constexpr int kAtOnce = kCount < kRows ? kCount : kRows;
     int64_t at = place.at(plan, row);
     const int64_t step = plan.step();
-    T sum[kV] = {}, products[kV] = {};
+    using A = Acc<T>;
+    A sum[kV] = {}, products[kV] = {};
 #pragma unroll 1
     for (int left = kCount; left > 0; left -= kAtOnce, at += kAtOnce * step) {
       Pack<T, kV> in[kAtOnce], g[kAtOnce], sign[kAtOnce];
@@ -278,8 +290,8 @@ struct GradientTerms {
       for (int r = 0; r < kAtOnce; ++r) {
         for (int v = 0; v < kV; ++v) {
           g[r][v] = dy.value(g[r][v], sign[r][v]);
-          sum[v] += g[r][v];
-          products[v] += g[r][v] * (in[r][v] - m[v]);
+          sum[v] += A(g[r][v]);
+          products[v] += A(g[r][v]) * (A(in[r][v]) - A(m[v]));
         }
         if (kept) store_columns<kV, kPacked>(kept + at + r * step, g[r]);
       }
@@ -304,20 +316,12 @@ struct InverseStd {
   }
 };
 
-// dx = dy * scale + (x - mean) * slope + offset, slope and offset being a group's: with d =
-// inv_std, dx = d (w dy - mean(w dy) - xhat mean(w dy xhat)), means over the group, xhat =
-// (x - mean) d.
-template <class T>
-struct Line {
-  T slope, offset;
-};
-
 // A block per batch and group. dw and db, where not null, are those of groups of one channel in one
 // batch.
 template <int kThreads, class T>
 __global__ void __launch_bounds__(kThreads)
     group_lines(NormShape s, ColumnPlan plan, const double* parts, const T* var, const T* w,
-                bool fixed, Line<T>* lines, T* dw, T* db) {
+                bool fixed, Line<Acc<T>>* lines, T* dw, T* db) {
   auto& scratch = shared<TotalScratch<kThreads>>();
   const int64_t size = s.c / s.groups, first = blockIdx.x * size;
   const double* part = parts + first * plan.blocks * 2;
@@ -335,28 +339,30 @@ __global__ void __launch_bounds__(kThreads)
   if (dw) dw[first] = T(products * d);
   if (db) db[first] = T(sum);
   const double share = (size == 1 ? weight(0) : 1) / (double(s.rows) * double(size));
-  lines[blockIdx.x] = {fixed ? T(0) : T(-d * d * d * products * share),
-                       fixed ? T(0) : T(-d * sum * share)};
+  using A = Acc<T>;
+  lines[blockIdx.x] = {fixed ? A(0) : A(-d * d * d * products * share),
+                       fixed ? A(0) : A(-d * sum * share)};
 }
 
 template <class T, bool kMasked, int kV, bool kPacked>
 __global__ void __launch_bounds__(kColumnThreads)
     input_gradient_kernel(ColumnPlan plan, NormShape s, const T* x, Gradient<T, kMasked> dy,
-                          Affine<T> affine, const Line<T>* lines, T* dx) {
-  auto& coefficients = shared<Coefficients<T, 4, kV>>();
+                          Affine<T> affine, const Line<Acc<T>>* lines, T* dx) {
+  using A = Acc<T>;
+  auto& coefficients = shared<Coefficients<A, 4, kV>>();
   const ColumnPlace place(plan);
   fill_coefficients<kV>(plan, place, [&](int i, int64_t c) {
     const int64_t at = place.batch * plan.c + c;
-    const Line<T> line = lines[at / (s.c / s.groups)];
-    coefficients.row[0][i] = affine.mean[at];
-    coefficients.row[1][i] = inverse_std(s.eps, affine.var[at]) * (affine.w ? affine.w[c] : T(1));
+    const Line<Acc<T>> line = lines[at / (s.c / s.groups)];
+    coefficients.row[0][i] = A(affine.mean[at]);
+    coefficients.row[1][i] =
+        inverse_std(s.eps, affine.var[at]) * (affine.w ? A(affine.w[c]) : A(1));
     coefficients.row[2][i] = line.slope;
     coefficients.row[3][i] = line.offset;
   });
   if (!place.inside) return;
-  const int lane = int(threadIdx.x) % plan.width;
-  const Pack<T, kV> mean = coefficients.of(0, lane), scale = coefficients.of(1, lane),
-                    slope = coefficients.of(2, lane), offset = coefficients.of(3, lane);
+  A k[4][kV];  // mean, scale, slope, offset
+  coefficients.load(int(threadIdx.x) % plan.width, k);
   place.for_rows<kRows>(plan, [&](auto count, int64_t row) {
     const int64_t at = place.at(plan, row), step = plan.step();
     Pack<T, kV> in[count.value], g[count.value], sign[count.value];
@@ -368,8 +374,8 @@ __global__ void __launch_bounds__(kColumnThreads)
 #pragma unroll
     for (int r = 0; r < count.value; ++r) {
       for (int v = 0; v < kV; ++v)
-        in[r][v] =
-            dy.value(g[r][v], sign[r][v]) * scale[v] + (in[r][v] - mean[v]) * slope[v] + offset[v];
+        in[r][v] = T(A(dy.value(g[r][v], sign[r][v])) * k[1][v] +
+                     (A(in[r][v]) - k[0][v]) * k[2][v] + k[3][v]);
       store_columns<kV, kPacked>(dx + at + r * step, in[r]);
     }
   });
@@ -377,13 +383,13 @@ __global__ void __launch_bounds__(kColumnThreads)
 
 template <class T, bool kMasked>
 void input_gradient(const Exec& exec, const NormShape& s, const T* x,
-                    const Gradient<T, kMasked>& dy, const Affine<T>& affine, const Line<T>* lines,
-                    T* dx) {
-  const ColumnPlan plan = norm_plan<T>(s);
+                    const Gradient<T, kMasked>& dy, const Affine<T>& affine,
+                    const Line<Acc<T>>* lines, T* dx) {
+  const ColumnPlan plan = norm_plan<T>(s, kRows);
   with_pack<T>(s.c, aligned(x, dy.dy, dy.mask, dx), [&](auto pack, auto packed) {
     launch(exec, input_gradient_kernel<T, kMasked, pack.value, packed.value>, plan.grid(),
-           dim3(kColumnThreads), sizeof(Coefficients<T, 4, pack.value>), plan, s, x, dy, affine,
-           lines, dx);
+           dim3(kColumnThreads), sizeof(Coefficients<Acc<T>, 4, pack.value>), plan, s, x, dy,
+           affine, lines, dx);
   });
 }
 
@@ -393,7 +399,7 @@ void norm_backward(const Exec& exec, const NormShape& s, const T* x, const T* dy
                    T* dmasked) {
   const ColumnPlan plan = norm_plan<T>(s);
   double* parts = static_cast<double*>(exec.workspace);
-  Line<T>* lines = reinterpret_cast<Line<T>*>(parts + column_parts(plan, 2));
+  Line<Acc<T>>* lines = reinterpret_cast<Line<Acc<T>>*>(parts + column_parts(plan, 2));
   const bool packed = aligned(x, dy, mask, dmasked);
   const Gradient<T, true> masked{dy, mask};
   const Gradient<T, false> plain{dmasked ? dmasked : dy, nullptr};

@@ -15,10 +15,11 @@ __device__ void for_packs(const Team<kLanes>& team, int64_t c, const Fn& fn) {
 }
 
 template <class T, int kLanes, int kV, bool kPacked>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 4)
     forward_kernel(int64_t rows, int64_t c, double eps, const T* x, const T* w, const T* b, T* y,
                    T* mean, T* inv_std) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(rows, [&](int64_t row, bool valid) {
     const T* in = x + row * c;
@@ -34,19 +35,22 @@ __global__ void __launch_bounds__(kRowThreads)
     });
     squares = team.reduce(squares, scratch.sums, Plus<double>{});
     if (!valid) return;
-    const T scale = T(1 / std::sqrt(squares / double(c) + eps)), shift = T(m);
+    const A scale = A(1 / std::sqrt(squares / double(c) + eps)), shift = A(m);
     for_packs<kV>(team, c, [&](int64_t at) {
-      Pack<T, kV> v = load_columns<kV, kPacked>(in + at);
+      Pack<T, kV> v = load_columns<kV, kPacked>(in + at), factor, added;
+      if (w) factor = load_columns<kV, kPacked>(w + at);
+      if (b) added = load_columns<kV, kPacked>(b + at);
       for (int k = 0; k < kV; ++k) {
-        v[k] = (v[k] - shift) * scale;
-        if (w) v[k] *= w[at + k];
-        if (b) v[k] += b[at + k];
+        A out = (A(v[k]) - shift) * scale;
+        if (w) out *= A(factor[k]);
+        if (b) out += A(added[k]);
+        v[k] = T(out);
       }
       store_columns<kV, kPacked>(y + row * c + at, v);
     });
     if (team.lane() != 0) return;
-    mean[row] = shift;
-    inv_std[row] = scale;
+    mean[row] = T(shift);
+    inv_std[row] = T(scale);
   });
 }
 
@@ -55,33 +59,38 @@ template <class T, int kLanes, int kV, bool kPacked>
 __global__ void __launch_bounds__(kRowThreads)
     input_gradient_kernel(int64_t rows, int64_t c, const T* x, const T* dy, const T* mean,
                           const T* inv_std, const T* w, T* dx) {
-  RowScratch<T>& scratch = shared<RowScratch<T>>();
+  using A = Acc<T>;
+  RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(rows, [&](int64_t row, bool valid) {
     const int64_t first = row * c;
-    const T m = mean[row], scale = inv_std[row];
+    const A m = A(mean[row]), scale = A(inv_std[row]);
     double sum = 0, products = 0;
-    const auto weighted = [&](int64_t at) {
-      Pack<T, kV> g = load_columns<kV, kPacked>(dy + first + at);
-      for (int k = 0; w && k < kV; ++k) g[k] *= w[at + k];
-      return g;
+    const auto weighted = [&](int64_t at, A(&out)[kV]) {
+      const Pack<T, kV> g = load_columns<kV, kPacked>(dy + first + at);
+      Pack<T, kV> factor;
+      if (w) factor = load_columns<kV, kPacked>(w + at);
+      for (int k = 0; k < kV; ++k) out[k] = w ? A(g[k]) * A(factor[k]) : A(g[k]);
     };
     for_packs<kV>(team, c, [&](int64_t at) {
-      const Pack<T, kV> in = load_columns<kV, kPacked>(x + first + at), g = weighted(at);
+      const Pack<T, kV> in = load_columns<kV, kPacked>(x + first + at);
+      A g[kV];
+      weighted(at, g);
       for (int k = 0; k < kV; ++k) {
         sum += double(g[k]);
-        products += double(g[k] * (in[k] - m));
+        products += double(g[k] * (A(in[k]) - m));
       }
     });
     sum = team.reduce(sum, scratch.sums, Plus<double>{});
     products = team.reduce(products, scratch.sums, Plus<double>{});
     if (!valid) return;
     const double d = double(scale);
-    const T offset = T(-d * sum / double(c)), slope = T(-d * d * d * products / double(c));
+    const A offset = A(-d * sum / double(c)), slope = A(-d * d * d * products / double(c));
     for_packs<kV>(team, c, [&](int64_t at) {
       Pack<T, kV> in = load_columns<kV, kPacked>(x + first + at);
-      const Pack<T, kV> g = weighted(at);
-      for (int k = 0; k < kV; ++k) in[k] = g[k] * scale + (in[k] - m) * slope + offset;
+      A g[kV];
+      weighted(at, g);
+      for (int k = 0; k < kV; ++k) in[k] = T(g[k] * scale + (A(in[k]) - m) * slope + offset);
       store_columns<kV, kPacked>(dx + first + at, in);
     });
   });
@@ -99,10 +108,10 @@ template <class T>
 void layer_norm_forward(const Exec& exec, int64_t rows, int64_t c, double eps, const T* x,
                         const T* w, const T* b, T* y, T* mean, T* inv_std) {
   if (rows == 0) return;
-  with_row_packs<T>(c, aligned(x, y), [&](auto lanes, auto pack, auto packed) {
+  with_row_packs<T>(c, aligned(x, y, w, b), [&](auto lanes, auto pack, auto packed) {
     launch(exec, forward_kernel<T, lanes.value, pack.value, packed.value>,
-           dim3(unsigned(row_blocks(rows, lanes.value))), dim3(kRowThreads), sizeof(RowScratch<T>),
-           rows, c, eps, x, w, b, y, mean, inv_std);
+           dim3(unsigned(row_blocks(rows, lanes.value))), dim3(kRowThreads),
+           sizeof(RowScratch<Acc<T>>), rows, c, eps, x, w, b, y, mean, inv_std);
   });
 }
 
@@ -122,16 +131,17 @@ struct ParameterTerms {
   __device__ void add(const ColumnPlan& plan, const ColumnPlace& place, Nothing, int64_t row,
                       double (&total)[2][kV]) const {
     const int64_t at = place.at(plan, row), step = plan.step();
-    T sum[kV] = {}, products[kV] = {};
+    using A = Acc<T>;
+    A sum[kV] = {}, products[kV] = {};
 #pragma unroll 4
     for (int r = 0; r < kCount; ++r) {
       const Pack<T, kV> in = load_columns<kV, kPacked>(x + at + r * step);
       const Pack<T, kV> g = load_columns<kV, kPacked>(dy + at + r * step);
       const int64_t here = row + int64_t{r} * plan.height;
-      const T m = mean[here], scale = inv_std[here];
+      const A m = A(mean[here]), scale = A(inv_std[here]);
       for (int v = 0; v < kV; ++v) {
-        sum[v] += g[v];
-        products[v] += g[v] * ((in[v] - m) * scale);
+        sum[v] += A(g[v]);
+        products[v] += A(g[v]) * ((A(in[v]) - m) * scale);
       }
     }
     for (int v = 0; v < kV; ++v) {
@@ -158,10 +168,10 @@ void layer_norm_backward(const Exec& exec, int64_t rows, int64_t c, const T* x, 
                          const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db) {
   if (c == 0) return;
   if (dx && rows > 0)
-    with_row_packs<T>(c, aligned(x, dy, dx), [&](auto lanes, auto pack, auto packed) {
+    with_row_packs<T>(c, aligned(x, dy, dx, w), [&](auto lanes, auto pack, auto packed) {
       launch(exec, input_gradient_kernel<T, lanes.value, pack.value, packed.value>,
              dim3(unsigned(row_blocks(rows, lanes.value))), dim3(kRowThreads),
-             sizeof(RowScratch<T>), rows, c, x, dy, mean, inv_std, w, dx);
+             sizeof(RowScratch<Acc<T>>), rows, c, x, dy, mean, inv_std, w, dx);
     });
   if (!dw && !db) return;
   const ColumnPlan plan = column_plan<T>(1, rows, c);

@@ -60,11 +60,11 @@ __device__ inline int64_t first_tap(const Pool& s, const Span& d, const Span& h,
   return (d.lo * s.ker[1] + h.lo) * s.ker[2] + w.lo;
 }
 
-// One thread per pack of y.
-template <class T, class Tap, int W>
+// One thread per pack of y. Few taps: their numbers fit a byte.
+template <class T, int W>
 __global__ void __launch_bounds__(kThreads, 3)
     max_forward(Pool s, Divider by_packs, int64_t items, const T* __restrict__ x, T* __restrict__ y,
-                Tap* __restrict__ tap) {
+                uint8_t* __restrict__ tap) {
   for (int64_t i = thread_index(); i < items; i += thread_count()) {
     const Place p = place_of(i, s.by_out, by_packs, W);
     const Span d = window(s, 0, p.d), h = window(s, 1, p.h), w = window(s, 2, p.w);
@@ -115,15 +115,15 @@ void max_forward_with(const Exec& exec, const PoolShape& s, const T* x, T* y, Ta
   with_width<T>(are_packs<T>(s.c, x, y, tap), [&](auto width) {
     constexpr int W = decltype(width)::value;
     const int64_t packs = s.c / W;
-    if (s.taps() > kManyTaps) {
-      const WideShape wide(s, packs, 1);
-      launch(exec, max_forward_wide<T, Tap, W>, wide.grid(), dim3(kWideThreads),
-             sizeof(WideMaxima<T, W>), Pool(s), wide, x, y, tap);
-      return;
-    }
-    const int64_t items = s.n * s.out_pixels() * packs;
-    launch(exec, max_forward<T, Tap, W>, grid_for(items, kThreads), dim3(kThreads), 0, Pool(s),
-           Divider(packs), items, x, y, tap);
+    if constexpr (sizeof(Tap) == 1)
+      if (s.taps() <= kManyTaps) {
+        const int64_t items = s.n * s.out_pixels() * packs;
+        return launch(exec, max_forward<T, W>, grid_for(items, kThreads), dim3(kThreads), 0,
+                      Pool(s), Divider(packs), items, x, y, tap);
+      }
+    const WideShape wide(s, packs, 1);
+    launch(exec, max_forward_wide<T, Tap, W>, wide.grid(), dim3(kWideThreads),
+           sizeof(WideMaxima<T, W>), Pool(s), wide, x, y, tap);
   });
 }
 

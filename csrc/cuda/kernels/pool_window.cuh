@@ -126,7 +126,7 @@ __device__ void for_taps(const Pool& s, const Span& d, const Span& h, const Span
 
 // ---- windows of many taps: one block each, whose threads share taps and channels out ----
 
-constexpr int64_t kManyTaps = 32;
+constexpr int64_t kManyTaps = 32;  // more than so many
 constexpr int kWideThreads = 256;
 
 struct WideShape {

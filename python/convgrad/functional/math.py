@@ -60,6 +60,7 @@ Array = Any
 Number = bool | int | float
 Dims = int | Sequence[int] | None
 
+ndarray = np.ndarray
 FLOAT32 = np.dtype(np.float32)
 INT64 = np.dtype(np.int64)
 BOOL = np.dtype(np.bool_)
@@ -93,7 +94,7 @@ def empty(shape: tuple[int, ...], dtype: Any, operands: Sequence[Array]) -> Arra
 
 def plain_empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
     """Uninitialised, in C order, where ``like`` is."""
-    return (np if type(like) is np.ndarray else of(like).xp).empty(shape, dtype)
+    return (np if type(like) is ndarray else of(like).xp).empty(shape, dtype)
 
 
 # Ufuncs that never warn, whatever the values: they do without np.errstate, which takes 1 us.
@@ -119,14 +120,21 @@ def elementwise(ufunc: Any, *operands: Any, dtype: Any = None) -> Array:
         return ufunc(*operands, out=out)
 
 
+def empty_last(shape: tuple[int, ...], like: Array) -> Array:
+    """Uninitialised, channels-last, of the other's type and where it is."""
+    if type(like) is ndarray:
+        return CPU.lib.empty_like(np.broadcast_to(like.dtype.type(0), shape))
+    return of(like).empty(shape, like.dtype)
+
+
 def c_order(x: Array) -> Array:
     """x in row-major order: itself if it lies so."""
-    return (np if type(x) is np.ndarray else of(x).xp).ascontiguousarray(x)
+    return (np if type(x) is ndarray else of(x).xp).ascontiguousarray(x)
 
 
 def combine(name: str, a: Any, b: Any) -> Array:
     """a op b for arrays and numbers of one type, broadcast; op is a name of ``_UFUNCS``."""
-    like = b if isinstance(a, (int, float)) else a
+    like = a if type(a) is ndarray or not isinstance(a, (int, float)) else b
     if like.dtype.kind == "f":
         out = getattr(lib_of(like), name)(a, b)
         if out is not None:
@@ -333,7 +341,7 @@ def _float(op: str, x: Any) -> Tensor:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return () if isinstance(x, (int, float)) else x.shape
+    return x.shape if type(x) is ndarray or not isinstance(x, (int, float)) else ()
 
 
 class Add(Op):
@@ -749,7 +757,7 @@ def _keep(x: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
 
 def _spread(dy: Array, x_shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """A new channels-last array: dy copied along the reduced axes."""
-    out = of(dy).empty(x_shape, dy.dtype)
+    out = empty_last(x_shape, dy)
     out[...] = _keep(dy, x_shape, axes)
     return out
 
@@ -851,7 +859,7 @@ class Select(Op):
         return np.take_along_axis(x, index, axis)
 
     def backward(self, dy: Array) -> Array:
-        dx = of(dy).empty(self.x_shape, dy.dtype)
+        dx = empty_last(self.x_shape, dy)
         dx[...] = 0
         np.put_along_axis(dx, self.index, dy, self.axis)  # no index twice along the axis
         return dx

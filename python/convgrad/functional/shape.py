@@ -20,6 +20,7 @@ from convgrad.functional.math import (
     check_dim,
     check_dims,
     empty,
+    empty_last,
     reduce_sum,
     sum_to,
 )
@@ -52,7 +53,7 @@ MAX_RANK = 8  # of the kernels (kMaxRank in csrc/ops.h)
 
 def _zeros(shape: tuple[int, ...], like: Array) -> Array:
     """Zeros of like's dtype, channels-last."""
-    out = of(like).empty(shape, like.dtype)
+    out = empty_last(shape, like)
     out[...] = 0
     return out
 

@@ -63,7 +63,8 @@ class SGD(Optimizer):
                 buffer = kept.get("momentum_buffer")
                 first.append(buffer is None)
                 if buffer is None:
-                    buffer = kept["momentum_buffer"] = np.empty_like(p.array)
+                    # Not empty: where p is not dense the kernel gets a converted copy.
+                    buffer = kept["momentum_buffer"] = np.zeros_like(p.array)
                 buffers.append(buffer)
         hyper = backend.small(
             np.array((group["lr"], momentum, group["dampening"], group["weight_decay"]), np.float64)
