@@ -55,7 +55,7 @@ def _checked_device(monkeypatch):
 
 
 class _Refusing:
-    """The CPU's library without its kernels but those that lay arrays out, and with its switches."""
+    """The CPU's library without its kernels but for layouts, and with its switches."""
 
     allowed = frozenset(
         {

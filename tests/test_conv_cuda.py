@@ -36,7 +36,7 @@ CASES = {
     "thin groups": ((2, 12, 8, 9), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
     "depthwise": ((2, 132, 7, 9), (132, 1, 3, 3), {"groups": 132, "padding": 1}),
     "depthwise, strided": (
-        (2, 11, 9, 8),
+        (2, 11, 9, 13),
         (11, 1, 3, 5),
         {"groups": 11, "stride": 2, "dilation": 2},
     ),
@@ -176,7 +176,7 @@ def test_error_of_tf32():
     assert np.abs(y - exact).max() > 1e-4 > np.abs(plain - exact).max() * 10
 
 
-@pytest.mark.parametrize("computed", ["mma", "fma", "mma in tf32"], indirect=True)
+@pytest.mark.parametrize("computed", ["mma", "fma"], indirect=True)
 def test_infinity_and_nan_are_as_in_a_plain_sum(computed):
     rng = np.random.default_rng(4)
     x, w, _, dy, arguments = draw(CASES["64x64 tiles"], rng, normal)
@@ -189,11 +189,8 @@ def test_infinity_and_nan_are_as_in_a_plain_sum(computed):
     lib.force_conv_algorithm(computed.split()[0])
     got = lib.conv_forward(x, w, None, *at), lib.conv_backward_weight(dy, x, w.shape, *at, False)
     for g, p in zip((got[0], got[1][0]), (plain[0], plain[1][0])):
-        large = np.abs(p) > 1e30  # where TF32 may overflow
-        assert (np.isnan(g) == np.isnan(p))[~large].all()
-        assert (np.isinf(g) >= np.isinf(p)).all()
-        if "tf32" not in computed:
-            np.testing.assert_array_equal(np.isinf(g), np.isinf(p))
+        np.testing.assert_array_equal(np.isnan(g), np.isnan(p))
+        np.testing.assert_array_equal(np.isinf(g), np.isinf(p))
     assert np.isinf(plain[0]).any() and np.isnan(plain[0]).any()
 
 
