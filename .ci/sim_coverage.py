@@ -38,14 +38,26 @@ def counts(build):
     return lines
 
 
+def ranges(lines, missed):
+    """ "3-9 12": runs of missed lines, with no executed line between."""
+    runs = []
+    for previous, line in zip([None, *lines], lines):
+        if line in missed:
+            if previous in missed:
+                runs[-1][1] = line
+            else:
+                runs.append([line, line])
+    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+
+
 def main(build):
     total = run = 0
     for name, lines in sorted(counts(build).items()):
-        missed = [str(line) for line, count in sorted(lines.items()) if count == 0]
+        missed = {line for line, count in lines.items() if count == 0}
         total += len(lines)
         run += len(lines) - len(missed)
         share = 100 * (1 - len(missed) / len(lines))
-        print(f"{share:5.1f} % of {len(lines):4} lines  {name}  {' '.join(missed)}")
+        print(f"{share:5.1f} % of {len(lines):4} lines  {name}  {ranges(sorted(lines), missed)}")
     print(f"{100 * run / total:5.1f} % of {total:4} lines  in all")
 
 
