@@ -24,8 +24,8 @@ test-sim: build sim  ## the suite on the simulated GPU
 quick: build
 	PYTHONPATH=python $(PYTHON) -m pytest -m quick
 lint:
-	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h')
+	ruff check . && ruff format --check . && mypy && clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 format:
-	ruff check --fix . ; ruff format . ; clang-format -i $$(git ls-files '*.cpp' '*.h')
+	ruff check --fix . ; ruff format . ; clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 clean:
 	rm -rf build python/convgrad/*.so

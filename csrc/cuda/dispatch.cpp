@@ -7,8 +7,8 @@
 
 // CONVGRAD_STEMS, from CMake, lists kernels/ as X(stem).
 namespace convgrad::cuda {
-#define X(stem)                        \
-  void add_##stem(Ops<float>& table);  \
+#define X(stem)                       \
+  void add_##stem(Ops<float>& table); \
   void add_##stem(Ops<double>& table);
 CONVGRAD_STEMS
 #undef X

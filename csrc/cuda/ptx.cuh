@@ -72,8 +72,8 @@ __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint
 }
 
 // Four 8x8 matrices of 16-bit numbers from shared memory by a warp: lane 8 i + r gives the address
-// of row r (16 bytes, aligned) of matrix i, and gets, in r[i], the two elements [lane / 4][2 (lane %
-// 4) + {0, 1}] of matrix i; transposed: [2 (lane % 4) + {0, 1}][lane / 4].
+// of row r (16 bytes, aligned) of matrix i, and gets, in r[i], the two elements [lane / 4][2 (lane
+// % 4) + {0, 1}] of matrix i; transposed: [2 (lane % 4) + {0, 1}][lane / 4].
 __device__ inline void load_matrix_x4(uint32_t (&r)[4], const void* shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

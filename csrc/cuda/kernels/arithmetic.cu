@@ -19,9 +19,8 @@ template <Binary kOp, class T>
 void run(const Exec& exec, int64_t n, const T* a, bool a_number, const T* b, bool b_number,
          T* out) {
   const int64_t a_step = a_number ? 0 : 1, b_step = b_number ? 0 : 1;
-  for_each(exec, n, [=] __device__(int64_t i) {
-    out[i] = combine<kOp>(a[i * a_step], b[i * b_step]);
-  });
+  for_each(exec, n,
+           [=] __device__(int64_t i) { out[i] = combine<kOp>(a[i * a_step], b[i * b_step]); });
 }
 
 template <class T>

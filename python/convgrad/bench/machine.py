@@ -75,14 +75,20 @@ def _processor() -> str:
 
 
 def _card() -> str:
-    """Name of the GPU, and its driver's version."""
-    properties = convgrad.cuda.get_device_properties()
-    return f"{properties['name']}, driver {properties['driver']}"
+    """Name of the GPU, and the CUDA version that its driver runs."""
+    runtime = backend.by_device("cuda").xp.cuda.runtime
+    version = runtime.driverGetVersion()
+    cuda = f"{version // 1000}.{version % 1000 // 10}"
+    return f"{convgrad.cuda.get_device_name()}, driver for CUDA {cuda}"
+
+
+def _nothing() -> None:
+    """A CPU is done when its call returns."""
 
 
 def _best_rate(call: Callable[[], float], seconds: float, device: str) -> float:
     """What ``call`` says it did, per second; the best of many runs: it is a ceiling."""
-    finish = convgrad.cuda.synchronize if device == "cuda" else lambda: None
+    finish = convgrad.cuda.synchronize if device == "cuda" else _nothing
     call()
     best, end = 0.0, time.perf_counter() + seconds
     while not best or time.perf_counter() < end:
