@@ -185,11 +185,6 @@ def test_every_number_of_output_channels(k, algorithm):
     ("slide", "strided", "tile", "tile"),
     ("depthwise", "narrow", "slide", "slide"),
     ("depthwise", "depthwise-strided", "depthwise", "depthwise"),
-    ("auto", "3x3", "slide", "slide"),
-    ("fold", "3x3", "slide", "fold"),
-    ("fold", "dilated", "tile", "tile"),
-    ("fold", "dilated-rows", "tile", "fold"),
-    ("fold", "grouped", "slide", "slide"),
 ], indirect=["algorithm"])  # fmt: skip
 @pytest.mark.cpu("of the CPU's algorithms")
 def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, case, used, used_backward):
@@ -204,9 +199,21 @@ def test_algorithm_is_the_forced_one_where_it_can_be(algorithm, case, used, used
 
 
 @pytest.mark.cpu("of the CPU's algorithms")
-def test_few_input_channels_are_folded():
-    x_shape, w_shape, _ = CASES["lenet-2"]
-    assert lib.conv_algorithm(x_shape, w_shape, 1, 0, 1, 1, "backward_input") == "fold"
+@pytest.mark.parametrize("algorithm, case, folded", [
+    ("auto", "lenet-2", True),
+    ("auto", "3x3", False),
+    ("fold", "3x3", True),
+    ("fold", "dilated-rows", True),
+    ("fold", "dilated", False),
+    ("fold", "grouped", False),
+    ("fold", "strided", False),
+], indirect=["algorithm"])  # fmt: skip
+def test_which_gradients_are_folded(algorithm, case, folded):
+    x_shape, w_shape, kwargs = CASES[case]
+    arguments = [kwargs.get(k, v) for k, v in [("stride", 1), ("padding", 0), ("dilation", 1)]]
+    groups = kwargs.get("groups", 1)
+    used = lib.conv_algorithm(x_shape, w_shape, *arguments, groups, "backward_input")
+    assert (used == "fold") == folded
 
 
 LONG_SUMS = {
