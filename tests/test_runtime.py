@@ -224,11 +224,14 @@ def test_a_training_step_touches_no_fresh_page() -> None:
             F.cross_entropy(model(x), target).backward()
             optimizer.step()
 
+    def faults_of(n: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        steps(n)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
     steps(5)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    steps(5)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults <= 20  # Python's own; one lost block of 8 MB a step would be 20 at least
+    # Python's own come now and then; one lost block of 8 MB a step would be 20 at least, each time.
+    assert min(faults_of(5) for _ in range(4)) <= 20
 
 
 def test_a_view_keeps_its_block() -> None:
