@@ -122,10 +122,22 @@ class _Cascade(nn.Module):
     ``first`` gets no gradients: freeze it by ``requires_grad_(False)`` and train the rest.
     """
 
-    def __init__(self, first: nn.Module, second: _Paths) -> None:
+    joins = ""  # where the first one's probabilities come in: "channels", "early" or "late"
+
+    def __init__(
+        self,
+        first: nn.Module,
+        channels: int = 4,
+        classes: int = 5,
+        pieces: int = 2,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.first = first
-        self.second = second
+        more = {"channels": 0, "early": 0, "late": 0, self.joins: classes}
+        self.second = _Paths(
+            channels + more["channels"], classes, pieces, bias, more["early"], more["late"]
+        )
 
     def opinion(self, x: Tensor) -> Tensor:
         """The first network's probabilities (N, classes, H - 32, W - 32)."""
@@ -138,15 +150,7 @@ class InputCascadeCNN(_Cascade):
     The second network has 802,368 weights as the paper counts.
     """
 
-    def __init__(
-        self,
-        first: nn.Module,
-        channels: int = 4,
-        classes: int = 5,
-        pieces: int = 2,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(first, _Paths(channels + classes, classes, pieces, bias))
+    joins = "channels"
 
     def forward(self, x: Tensor) -> Tensor:
         said = self.opinion(x)
@@ -157,15 +161,7 @@ class LocalCascadeCNN(_Cascade):
     """(N, channels, H, W) -> (N, classes, H - 55, W - 55): probabilities join the first local
     block's maps. 654,368 weights as the paper counts. 56x56 is its patch."""
 
-    def __init__(
-        self,
-        first: nn.Module,
-        channels: int = 4,
-        classes: int = 5,
-        pieces: int = 2,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(first, _Paths(channels, classes, pieces, bias, early=classes))
+    joins = "early"
 
     def forward(self, x: Tensor) -> Tensor:
         said = self.opinion(x)
@@ -178,15 +174,7 @@ class MFCascadeCNN(_Cascade):
     """(N, channels, H, W) -> (N, classes, H - 52, W - 52): probabilities join the maps before the
     last convolution, like a mean field. 662,513 weights as the paper counts. 53x53 is its patch."""
 
-    def __init__(
-        self,
-        first: nn.Module,
-        channels: int = 4,
-        classes: int = 5,
-        pieces: int = 2,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(first, _Paths(channels, classes, pieces, bias, late=classes))
+    joins = "late"
 
     def forward(self, x: Tensor) -> Tensor:
         said = self.opinion(x)
