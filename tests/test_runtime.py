@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -206,7 +205,7 @@ def test_blocks_of_random_sizes_never_overlap() -> None:
     assert all((block == i).all() for i, block in blocks.items())
 
 
-def test_a_training_step_touches_no_fresh_page() -> None:
+def test_a_training_step_touches_no_fresh_memory() -> None:
     """Blocks of steady shapes are found again, though sizes differ from one layer to the next."""
     _cpu.poison_blocks(False)
     cg.empty_cache()
@@ -224,14 +223,10 @@ def test_a_training_step_touches_no_fresh_page() -> None:
             F.cross_entropy(model(x), target).backward()
             optimizer.step()
 
-    def faults_of(n: int) -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        steps(n)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
     steps(5)
-    # Python's own come now and then; one lost block of 8 MB a step would be 20 at least, each time.
-    assert min(faults_of(5) for _ in range(4)) <= 20
+    before = _cpu.memory_stats()["fresh_bytes"]
+    steps(20)
+    assert _cpu.memory_stats()["fresh_bytes"] == before
 
 
 def test_a_view_keeps_its_block() -> None:

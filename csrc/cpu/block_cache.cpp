@@ -120,6 +120,7 @@ class Arena {
     if (block == nullptr) return nullptr;
     remove(block);
     if (block->bytes - bytes >= least_) cut(block, bytes);
+    fresh_ += std::max<int64_t>(block->bytes - links_of(block).touched, 0);
     return block;
   }
 
@@ -155,6 +156,7 @@ class Arena {
   }
 
   int64_t cached_bytes() const { return cached_; }
+  int64_t fresh_bytes() const { return fresh_; }
 
  private:
   static constexpr int kClasses = 4 * 64;
@@ -232,7 +234,7 @@ class Arena {
 
   const bool large_;
   const int64_t least_;  // bytes of the smallest block
-  int64_t mapped_, cached_ = 0;
+  int64_t mapped_, cached_ = 0, fresh_ = 0;
   Block* free_[kClasses] = {};
 };
 
@@ -278,7 +280,8 @@ class BlockCache {
 
   BlockStats stats() noexcept {
     std::lock_guard<std::mutex> lock(mutex_);
-    return {live_, small_.cached_bytes() + large_.cached_bytes(), peak_live_};
+    return {live_, small_.cached_bytes() + large_.cached_bytes(), peak_live_,
+            small_.fresh_bytes() + large_.fresh_bytes()};
   }
 
  private:

@@ -25,6 +25,7 @@ void empty_block_cache() noexcept;
 
 struct BlockStats {
   int64_t live_bytes, cached_bytes, peak_live_bytes;  // in use, kept free, most ever in use
+  int64_t fresh_bytes;  // handed out so far of memory that nothing had used, so without pages
 };
 BlockStats block_stats() noexcept;
 

@@ -120,6 +120,7 @@ void bind_backend(py::module_& m) {
     out["live_bytes"] = s.live_bytes;
     out["cached_bytes"] = s.cached_bytes;
     out["peak_live_bytes"] = s.peak_live_bytes;
+    out["fresh_bytes"] = s.fresh_bytes;
     return out;
   });
   ops<float>();  // a wrong CONVGRAD_ISA or an empty slot is an import error
