@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import convgrad as cg
-from convgrad.cli import run_folder
+from convgrad import tasks
 from convgrad.cli.main import main
+from convgrad.cli.train import open_run
 from tests.test_digits import write_mnist
 
 pytestmark = pytest.mark.cpu("runs commands, which choose their device themselves")
@@ -107,8 +108,8 @@ def test_predict_agrees_with_the_model(digits_run, capsys, tmp_path):
     from PIL import Image
 
     folder, _ = digits_run
-    config, task, model = run_folder.open_run(folder)
-    test = task.load(seed=config["seed"]).test()
+    config, _, model = open_run(folder)
+    test = tasks.get(config["task"]).load(seed=config["seed"]).test()
     logits = cg.train.predict(model, test.images[:3])
     odds = np.exp(logits - logits.max(1, keepdims=True))
     expected = [f"{row.argmax()}  {row.max():.4f}" for row in odds / odds.sum(1, keepdims=True)]
@@ -296,7 +297,7 @@ def test_help_loads_no_large_package():
         (["train", "digits", "--threads", "many"], "got 'many'"),
         (["train", "digits", "--seed", "-3"], "got '-3'"),
         (["train", "digits", "--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (["predict", "somewhere"], "required: IMAGE"),
+        (["predict", "somewhere"], "required: FILE"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(capsys, args, message):
