@@ -235,6 +235,19 @@ def test_mermaid_text():
 
 
 @pytest.mark.quick
+def test_a_line_per_node():
+    w = cg.tensor(np.array([2.0, -1.0]), requires_grad=True)
+    with viz.record() as tape:
+        loss = w @ cg.tensor(np.array([0.5, 3.0]))
+    assert str(tape.graph(loss, {"w": w})).splitlines() == [
+        "               value  gradient of the loss",
+        "w  [2]         2 -1   0.5 3",
+        "c0  [2]        0.5 3",
+        "loss = w @ c0  -2     1",
+    ]
+
+
+@pytest.mark.quick
 def test_many_numbers_are_told_by_their_range():
     assert drawing.summary(np.array([1.0, -0.12345, 3e-9])) == "1 -0.123 3e-09"
     assert drawing.summary(np.arange(12).reshape(3, 4)) == "0 to 11"

@@ -1,4 +1,4 @@
-"""A computational graph as Mermaid text and as a picture, in layers from top to bottom."""
+"""A computational graph as text, as Mermaid text, and as a picture in layers from top to bottom."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convgrad.viz.canvas import BLUE, VERMILION, new_figure, write
 if TYPE_CHECKING:
     from convgrad.viz.recording import Graph, Node
 
-__all__ = ["draw", "layers", "mermaid", "summary"]
+__all__ = ["as_text", "draw", "layers", "mermaid", "summary"]
 
 SHOWN = 6  # of more numbers than this, only the range is told
 MOST = 60  # nodes in a picture
@@ -41,7 +41,17 @@ def _lines(node: Node) -> list[str]:
     return lines if node.gradient is None else [*lines, summary(node.gradient)]
 
 
-# ---- Mermaid ----
+def as_text(graph: Graph) -> str:
+    """See :meth:`Graph.__str__`."""
+    rows = [("", "value", "gradient of the loss"), *(_lines(node) for node in graph.nodes)]
+    widths = [max(len(row[k]) for row in rows) + 2 for k in (0, 1)]
+    return "\n".join(
+        "".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0))).rstrip()
+        for row in rows
+    )
+
+
+# ---- text ----
 
 
 def mermaid(graph: Graph) -> str:

@@ -60,6 +60,10 @@ class Graph:
                 return node
         raise KeyError(f"[graph] The names are {', '.join(n.name for n in self.nodes)}.")
 
+    def __str__(self) -> str:
+        """A line per node: what it is, its value, its gradient."""
+        return drawing.as_text(self)
+
     def mermaid(self) -> str:
         """As Mermaid text, which GitHub and many editors draw: formula, shape, value, gradient."""
         return drawing.mermaid(self)
