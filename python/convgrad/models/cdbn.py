@@ -127,6 +127,11 @@ class ConvRBM(nn.Module):
         v = conv_transpose2d(h, self.weight, self.visible_bias)
         return sigmoid(v / self._variance) if self.visible == "binary" else v
 
+    def trim(self, v: Tensor) -> Tensor:
+        """The part of v, from the upper left corner, whose detection units are whole blocks."""
+        height, width = (n - (n - self.kernel_size + 1) % self.pool for n in v.shape[2:])
+        return v[:, :, :height, :width]
+
     def _input(self, v: Tensor) -> Tensor:
         """What the detection units get: (N, filters, H', W')."""
         height, width = (n - self.kernel_size + 1 for n in v.shape[2:])
@@ -197,7 +202,15 @@ def _gumbel(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
 
 
 class ConvDBN(nn.Sequential):
-    """Layers on top of each other: ``ConvDBN(ConvRBM(1, 24, 10), ConvRBM(24, 40, 12, pool=3))``."""
+    """Layers on top of each other: ``ConvDBN(ConvRBM(1, 24, 10), ConvRBM(24, 40, 12, pool=3))``.
+
+    Images are trimmed at the right and below, before each layer, to what its blocks need.
+    """
+
+    def forward(self, v: Tensor) -> Tensor:
+        for layer in self:
+            v = layer(layer.trim(v))
+        return v
 
     def templates(self, layer: int) -> Tensor:
         """What each filter of a layer stands for in the image: (filters, channels, h, w).
