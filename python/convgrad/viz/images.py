@@ -48,8 +48,9 @@ def filters(weights: Any, path: Path, title: str = "") -> None:
     finer = max(1, 24 // max(w.shape[-2:]))  # so that the gaps between small filters are thin
     tiles = planes.reshape(-1, *w.shape[-2:]).repeat(finer, 1).repeat(finer, 2)
     picture = _mosaic(tiles, columns)
-    figure = new_figure(*_size(picture.shape, 4.2, title))
-    axes = _axes_of(figure, title)
+    figure = new_figure(*_size(picture.shape, 4.2), title)
+    axes = figure.subplots()
+    _hide(axes)
     grey = _with_gaps("gray", "lightsteelblue")  # neither black nor white, which weights may be
     axes.imshow(picture, cmap=grey, vmin=-1, vmax=1, interpolation="nearest")
     write(figure, path)
@@ -77,13 +78,11 @@ def feature_maps(activation: Any, path: Path, title: str = "", images: Any = Non
     columns = maps.shape[1] if count > 1 else _columns(maps.shape[-3])
     picture = _mosaic(maps.reshape(-1, *maps.shape[-2:]).astype(np.float64), columns)
     shown = None if images is None else _pictures("feature_maps", "images", images, count)
-    width, height = _size(picture.shape, min(2.5 + 0.5 * columns, 9.0), "")
+    width, height = _size(picture.shape, min(2.5 + 0.5 * columns, 9.0))
     beside = 0.0
     if shown is not None:
         beside = max(0.5, height / count * shown.shape[2] / shown.shape[1])
-    figure = new_figure(width + beside + 0.9, height + 0.3 * (bool(title) + (shown is not None)))
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(width + beside + 0.8, height + 0.1 + 0.25 * (shown is not None), title)
     ratios = [beside, width] if shown is not None else [width]
     parts = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     if shown is not None:
@@ -138,9 +137,7 @@ def overlays(
     painted = {n: _mask(n, m, shown.shape, len(classes)) for n, m in columns.items()}
     rows, height, width = shown.shape
     panel_w, panel_h = _panel(height, width)
-    figure = new_figure(panel_w * (1 + len(painted)), panel_h * rows + 0.5 + 0.3 * bool(title))
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(panel_w * (1 + len(painted)), panel_h * rows + 0.5, title)
     axes = figure.subplots(rows, 1 + len(painted), squeeze=False)
     for row, (line, image) in enumerate(zip(axes, shown)):
         for at, (name, mask) in zip(line, [("image", None), *painted.items()]):
@@ -299,9 +296,9 @@ def _with_gaps(name: str, gap: str = "white") -> Any:
     return require("matplotlib").colormaps[name].with_extremes(bad=gap)
 
 
-def _size(shape: tuple[int, ...], width: float, title: str) -> tuple[float, float]:
-    """Inches of a figure for a picture of this shape, and its title."""
-    return width, min(width * shape[0] / shape[1], 12.0) + 0.35 * bool(title)
+def _size(shape: tuple[int, ...], width: float) -> tuple[float, float]:
+    """Inches of a figure for a picture of this shape."""
+    return width, min(width * shape[0] / shape[1], 12.0)
 
 
 def _panel(height: int, width: int) -> tuple[float, float]:
@@ -319,23 +316,11 @@ def _grid(
     columns = min(count, 4 if count < 13 else 6)
     rows = -(-count // columns)
     line = panel_h + 0.06 + 0.22 * captions
-    figure = new_figure(
-        max(panel_w * columns, 3.0), line * rows + 0.3 * bool(title) + 0.25 * legend
-    )
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(max(panel_w * columns, 3.0), line * rows + 0.25 * legend, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for spare in axes[count:]:
         spare.set_axis_off()
     return figure, axes[:count]
-
-
-def _axes_of(figure: Any, title: str) -> Any:
-    axes = figure.subplots()
-    _hide(axes)
-    if title:
-        axes.set_title(title, fontsize=10)
-    return axes
 
 
 def _hide(axes: Any) -> None:

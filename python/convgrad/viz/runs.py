@@ -24,9 +24,7 @@ def learning_curves(
     names = [k for k in names if k not in skipped]
     if not names:
         raise ValueError("[learning_curves] history must have a row with a loss. Got none.")
-    figure = new_figure(4.8 * len(names), 3.6)
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(4.8 * len(names), 3.4, title)
     epochs = [row["epoch"] for row in history]
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names):
         for key, label, colour in (
@@ -49,7 +47,7 @@ def confusion_matrix(
 ) -> None:
     """Counts, rows = true classes, columns = predicted ones."""
     size = max(4.0, 0.45 * len(classes) + 1.5)
-    figure = new_figure(size, size)
+    figure = new_figure(size, size, title)
     axes = figure.subplots()
     # Colour by the share of the row, so that rare classes are as readable as common ones.
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -69,8 +67,6 @@ def confusion_matrix(
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if title:
-        figure.suptitle(title, fontsize=10)
     write(figure, path)
 
 
@@ -78,7 +74,7 @@ def ratios(
     values: Mapping[str, float], path: str | os.PathLike[str], title: str = "", label: str = ""
 ) -> None:
     """Bars from top to bottom, each with its value, and a line where the ratio is 1."""
-    figure = new_figure(7.2, 0.42 * len(values) + 1.4)
+    figure = new_figure(7.2, 0.42 * len(values) + 1.2, title)
     axes = figure.subplots()
     names = list(values)[::-1]
     bars = axes.barh(names, [values[name] for name in names], color=BLUE)
@@ -88,6 +84,4 @@ def ratios(
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(title, fontsize=10)
     write(figure, path)
