@@ -136,7 +136,6 @@ SECTIONS = (
             Picture("feature_maps.png", "probabilities of 24 pooling maps in four crops"),
             Picture("filters_layer2.png", "what the 40 filters of the second layer stand for"),
         ),
-        ("--layers", "2"),
     ),
 )
 

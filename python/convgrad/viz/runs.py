@@ -24,9 +24,14 @@ def learning_curves(
     names = [k for k in names if k not in skipped]
     if not names:
         raise ValueError("[learning_curves] history must have a row with a loss. Got none.")
-    figure = new_figure(4.8 * len(names), 3.4, title)
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = new_figure(4.6 * columns, 3.4 * rows, title)
     epochs = [row["epoch"] for row in history]
-    for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for spare in panels[len(names) :]:
+        spare.set_axis_off()
+    for axes, name in zip(panels, names):
         for key, label, colour in (
             (name, "training", BLUE),
             (f"val_{name}", "validation", VERMILION),
