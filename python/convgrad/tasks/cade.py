@@ -235,22 +235,17 @@ class Threshold(NamedTuple):
     def chosen(cls, slices: lesions.Slices) -> Threshold:
         """The best for these slices: in accuracy and IoU together, and in Dice in true boxes."""
         has, bright = slices.opacities > 0, contrast(slices.images)
-
-        def goodness(alone: float, pixels: int) -> float:
-            parts = _largest_parts(bright, alone)
-            found = _boxes_of(parts[has])
-            return float(
-                ((parts.sum((1, 2)) >= pixels) == has).mean()
-                + metrics.box_iou(found, slices.boxes[has]).mean()
-            )
-
-        def inside(value: float) -> float:
-            masks = _inside(slices.boxes[has], bright.shape[1:]) & (bright[has] > value)
-            return _mean_dice(masks, slices.labels[has] > 0)
-
         steps = [round(0.05 * i, 2) for i in range(2, 20)]
-        tried = {(a, p): goodness(a, p) for a in steps for p in (10, 20, 40, 60)}
-        return cls(*max(tried, key=lambda pair: tried[pair]), max(steps, key=inside))
+        best = (-np.inf, 0.0, 0)
+        for alone in steps:
+            parts = _largest_parts(bright, alone)
+            iou = metrics.box_iou(_boxes_of(parts[has]), slices.boxes[has]).mean()
+            for pixels in (10, 20, 40, 60):
+                accuracy = np.mean((parts.sum((1, 2)) >= pixels) == has)
+                best = max(best, (accuracy + iou, alone, pixels))
+        boxed, truth = _inside(slices.boxes[has], bright.shape[1:]), slices.labels[has] > 0
+        inside = max(steps, key=lambda value: _mean_dice(boxed & (bright[has] > value), truth))
+        return cls(best[1], best[2], inside)
 
     def segment(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W) bool: the largest part of each slice, empty if it is too small."""
