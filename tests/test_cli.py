@@ -26,7 +26,6 @@ RUN_FILES = [
     "confusion_matrix.png",
     "feature_maps.png",
     "filters.png",
-    "heat_maps.png",
     "learning_curves.png",
     "metrics.jsonl",
     "model.safetensors",
@@ -251,8 +250,8 @@ def test_parity_fails_when_results_differ(capsys, torch, monkeypatch):
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["train", "digits"], ["train", "mnist"], ["train", "cade"], ["evaluate"],
-     ["predict"], ["info"], ["parity"]],
+    [[], ["train"], ["train", "digits"], ["train", "mnist"], ["train", "tissue"],
+     ["train", "cade"], ["evaluate"], ["predict"], ["info"], ["parity"]],
 )  # fmt: skip
 def test_help_everywhere(capsys, command):
     code, out, err = convgrad(capsys, *command, "--help")
