@@ -1,7 +1,11 @@
 """cade's two networks trained by PyTorch: the same slices in the same order, mirrored the same,
 from the same first weights and with the same settings; then both measured by the same code.
 
-    python -m bench.cade_peer [--seed 0] [--threads 2]
+    python -m bench.cade_peer [--seed 0] [--threads 2] [--first]
+
+--first: instead, what cade's networks had to beat. The same classifier, and a box from one heat map
+with the size from the features under it (24,277 parameters, smooth-L1), each by PyTorch's SGD over
+6 epochs of 3,000 slices of their own.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import convgrad
-from convgrad import models
-from convgrad.tasks import cade
+from convgrad import metrics, models
+from convgrad.tasks import cade, lesions
 from convgrad.tasks.images import Settings
 
 
@@ -62,6 +66,26 @@ class BoxCNN(nn.Module):
         return torch.stack([(top + bottom) / 2, (left + right) / 2, bottom - top, right - left], 1)
 
 
+class FirstBoxCNN(nn.Module):
+    """The centre from one heat map at an eighth of the resolution, the size from the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = SliceCNN().trunk
+        self.heat = nn.Conv2d(64, 1, 1)
+        self.measure = nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.trunk(x)
+        height, width = features.shape[2:]
+        weights = self.heat(features).flatten(2).softmax(2).unflatten(2, (height, width))
+        y = (weights.sum(3) * (torch.arange(height) + 0.5) / height).sum(2)
+        x = (weights.sum(2) * (torch.arange(width) + 0.5) / width).sum(2)
+        measured = self.measure((features * weights).sum((2, 3)))
+        middle = torch.cat([y, x], 1) + measured[:, :2].tanh() * 0.1
+        return torch.cat([middle, measured[:, 2:].sigmoid()], 1)
+
+
 def box_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """As ``cade.box_loss``."""
     low = torch.maximum(predicted[:, :2] - predicted[:, 2:] / 2, target[:, :2] - target[:, 2:] / 2)
@@ -72,9 +96,10 @@ def box_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 - overlap + F.smooth_l1_loss(predicted * 10, target * 10)
 
 
-def fit(model: nn.Module, batches: Any, loss: Any, settings: Settings) -> None:
-    """As ``cade._fit``, with PyTorch's Adam and cosine."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+def fit(model: nn.Module, batches: Any, loss: Any, settings: Settings, kind: str = "Adam") -> None:
+    """As ``cade._fit``, with PyTorch's optimizer and cosine."""
+    momentum = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=settings.lr, **momentum)
     steps = settings.epochs * len(batches)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
@@ -109,13 +134,36 @@ def trained_here(splits: cade.Splits, seed: int) -> models.CADe:
     return model.eval()
 
 
+def first(seed: int) -> None:
+    """Prints what the first networks reach on the test slices."""
+    torch.manual_seed(seed)
+    settings, test = Settings(epochs=6, lr=0.05), cade.load(seed, (1, 1, cade.SIZES[2])).test()
+    sick = cade.with_lesion(test)
+    classify, box = SliceCNN(), FirstBoxCNN()
+    slices = lesions.slices(seed, "train", range(3000))
+    fit(classify, cade.slice_batches(slices, 32, seed), F.cross_entropy, settings, "SGD")
+    slices = lesions.slices(seed, "train", range(3000), lesion=True)
+    fit(box, cade.box_batches(slices, 32, seed), F.smooth_l1_loss, settings, "SGD")
+    with torch.no_grad():
+        classes = classify.eval()(torch.from_numpy(test.images)).argmax(1).numpy()
+        iou = metrics.box_iou(box.eval()(torch.from_numpy(sick.images)).numpy(), sick.boxes)
+    accuracy, found = (classes == (test.opacities > 0)).mean(), (iou > 0.5).mean()
+    print(f"first networks, seed {seed}: accuracy {accuracy:.4f}  iou {iou.mean():.4f}  "
+          f"found {found:.4f}")  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--first", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     convgrad.set_num_threads(args.threads)
+    if args.first:
+        first(args.seed)
+        return
     splits = cade.load(args.seed)
     threshold = cade.Threshold.chosen(splits.validation)
     test = splits.test()

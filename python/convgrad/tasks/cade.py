@@ -288,9 +288,9 @@ def _mean_dice(masks: np.ndarray, truths: np.ndarray) -> float:
 
 def look(model: Any, images: np.ndarray) -> np.ndarray:
     """Where a SliceCNN saw a lesion: (N, H, W) class-activation maps of 'abnormal'."""
-    model.eval()
+    features = Tensor(train.predict(model.trunk, images)).to(model.classify.weight.device)
     with no_grad():
-        maps = explain.class_activation_maps(model.trunk(Tensor(images)), model.classify)
+        maps = explain.class_activation_maps(features, model.classify)
     return explain.enlarge(maps[:, 1], images.shape[2:])
 
 
