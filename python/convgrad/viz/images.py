@@ -328,7 +328,7 @@ def _groups(images: np.ndarray, members: int, title: str) -> tuple[Any, list[Any
     across = max(1, min(count, int((WIDEST + gap) / (members * panel_w + gap))))
     rows = -(-count // across)
     inches = across * (members * panel_w + gap) - gap
-    figure = new_figure(max(inches, 3.0), (panel_h + 0.04) * rows + 0.5, title)
+    figure = new_figure(max(inches, 3.6), (panel_h + 0.04) * rows + 0.5, title)
     widths = ([panel_w] * members + [gap]) * across
     axes = figure.subplots(rows, len(widths) - 1, width_ratios=widths[:-1], squeeze=False)
     for at in axes.ravel():
