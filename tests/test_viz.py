@@ -47,7 +47,7 @@ def test_pictures_of_runs(tmp_path):
         assert min(read(tmp_path / name).shape[:2]) > 200
     some = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "val_dice": 0.5}]
     viz.learning_curves(some, tmp_path / "some.png")  # a plot each of the loss and of the Dice
-    assert read(tmp_path / "some.png").shape == read(tmp_path / "curves.png").shape
+    assert read(tmp_path / "some.png").shape[1] == read(tmp_path / "curves.png").shape[1]
     with pytest.raises(ValueError, match=r"\[learning_curves\] .*Got none"):
         viz.learning_curves([], tmp_path / "x.png")
 
