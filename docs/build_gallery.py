@@ -137,6 +137,27 @@ SECTIONS = (
             Picture("filters_layer2.png", "what the 40 filters of the second layer stand for"),
         ),
     ),
+    Section(
+        "tissue",
+        "Tissue",
+        "Cerebrospinal fluid, grey and white matter of the MNI152 template (one average brain) "
+        "under simulated noise and bias field, in slices that were not trained on.",
+        (
+            Picture("learning_curves.png", "loss, and Dice of the validation slices, by epoch"),
+            Picture("overlays.png", "six slices with true and predicted tissues"),
+        ),
+    ),
+    Section(
+        "cade",
+        "Lesions classified, boxed and grown",
+        "Simulated lesions on the template: boxes of the second stage, the maps by which the first "
+        "stage decided, and what GrowCut makes of the boxes.",
+        (
+            Picture("boxes.png", "twelve slices with true and predicted boxes"),
+            Picture("heat_maps.png", "class activation maps of the same slices"),
+            Picture("grow_cut.png", "six slices with true and grown lesions"),
+        ),
+    ),
 )
 
 

@@ -63,6 +63,16 @@ def test_large_pictures_lose_sharpness_and_rare_colours_stay(tmp_path):
     assert 0.01 < share(pixels, canvas.VERMILION) < 0.1
 
 
+@pytest.mark.quick
+def test_titles_are_broken_evenly():
+    assert canvas._wrapped("", 20) == []
+    assert canvas._wrapped("one line", 20) == ["one line"]
+    assert canvas._wrapped("two lines of about equal length", 29) == [
+        "two lines of about",
+        "equal length",
+    ]
+
+
 # ---- images ----
 
 
