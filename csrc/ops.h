@@ -344,7 +344,8 @@ struct Ops {
                               const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db);
 
   // ---- arithmetic ----
-  // out = a op b over n elements; a or b is one number where so marked. out may be a or b.
+  // out = a op b over n elements; a or b is one number where so marked, which lies in the host's
+  // memory and is read by the call. out may be a or b.
   void (*binary)(const Exec&, Binary, int64_t n, const T* a, bool a_number, const T* b,
                  bool b_number, T* out);
 

@@ -44,9 +44,8 @@ py::object binary(const char* op, py::handle a_, py::handle b_, py::handle out_)
   with_float_type(op, like.dtype, [&](auto t) {
     using T = decltype(t);
     const T number = static_cast<T>(a.is_array ? b.number : a.number);
-    const Uploaded uploaded = upload(&number, a.is_array && b.is_array ? 0 : 1);
-    const T* const x = a.is_array ? a.array.as<T>() : uploaded.as<T>();
-    const T* const y = b.is_array ? b.array.as<T>() : uploaded.as<T>();
+    const T* const x = a.is_array ? a.array.as<T>() : &number;
+    const T* const y = b.is_array ? b.array.as<T>() : &number;
     run([&](const Exec& exec) {
       ops<T>().binary(exec, kKind, like.size(), x, !a.is_array, y, !b.is_array, out.as<T>());
     });

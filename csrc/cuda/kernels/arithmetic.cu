@@ -18,9 +18,15 @@ __device__ T combine(T a, T b) {
 template <Binary kOp, class T>
 void run(const Exec& exec, int64_t n, const T* a, bool a_number, const T* b, bool b_number,
          T* out) {
-  const int64_t a_step = a_number ? 0 : 1, b_step = b_number ? 0 : 1;
-  for_each(exec, n,
-           [=] __device__(int64_t i) { out[i] = combine<kOp>(a[i * a_step], b[i * b_step]); });
+  if (a_number) {
+    const T number = *a;
+    for_each(exec, n, [=] __device__(int64_t i) { out[i] = combine<kOp>(number, b[i]); });
+  } else if (b_number) {
+    const T number = *b;
+    for_each(exec, n, [=] __device__(int64_t i) { out[i] = combine<kOp>(a[i], number); });
+  } else {
+    for_each(exec, n, [=] __device__(int64_t i) { out[i] = combine<kOp>(a[i], b[i]); });
+  }
 }
 
 template <class T>
