@@ -106,17 +106,18 @@ class _Pooled(Memory):
         self._on_release(free.append, block)
 
 
+_UNIT = 512  # bytes that a pool's sizes are rounded up to
+
+
 class MemoryPool:
     """Keeps blocks that were given back, and hands one of equal size out again at once for work on
     the same stream. The work before may still use it; what it held is gone in that order."""
-
-    UNIT = 512  # bytes that sizes are rounded up to
 
     def __init__(self, allocator: Any = None) -> None:
         self._free: dict[tuple[int, int, int], list[Memory]] = {}
 
     def malloc(self, size: int) -> MemoryPointer:
-        size = max(1, -(-size // self.UNIT)) * self.UNIT
+        size = max(1, -(-size // _UNIT)) * _UNIT
         stream = get_current_stream()
         free = self._free.setdefault((runtime.getDevice(), stream.ptr, size), [])
         if free:

@@ -351,3 +351,28 @@ def test_capturing_runs_nothing():
     for k in (1, 2, 3):
         assert captured(x).tolist() == [k]
     assert [v.tolist() for v in seen] == [[1], [1]]
+
+
+# ---- the benchmark ----
+
+
+def test_the_benchmarks_captured_side_does_what_the_other_does():
+    from convgrad.bench.race import _fastest
+    from convgrad.bench.report import race_table
+    from convgrad.bench.trainers import trainer
+    from convgrad.bench.workloads import Workload
+
+    def build(nn, cat):
+        return nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    small = Workload("small", build, (5, 1, 6), 3)
+    eager = trainer(small, device="cuda")
+    captured = trainer(small, eager.state(), device="cuda", captured=True)
+    assert [eager.step() for _ in range(6)] == [captured.step() for _ in range(6)]
+    assert_same_bits(eager.state(), captured.state())
+    assert_same_bits(eager.gradients(), captured.gradients())
+    ms = {"torch": 2.0, "torch captured": 1.0, "convgrad captured": 0.5, "convgrad": 1.0}
+    assert _fastest(ms, captured=False) == "torch"
+    assert _fastest(ms, captured=True) == "torch captured"
+    row = {"workload": "small", "ms": ms, "ratio": 2.0, "ratios": [2.0], "captured": 2.0}
+    assert "|     2.00 |" in race_table([row | {"agreement": {}}])

@@ -4,6 +4,7 @@ before them runs."""
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ class Transfer:
         with backend.current():
             # Not ordered with the default stream, on which most programs compute.
             self._copies = self._cuda.Stream(non_blocking=True)
+        # Pinned memory that is let go may be anybody's at once: the copies out of it come first.
+        weakref.finalize(self, self._copies.synchronize).atexit = False
         self._lock = threading.Lock()
         self._buffers: list[tuple[np.ndarray, Any]] = []  # with the event of the last copy out
 

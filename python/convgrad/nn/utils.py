@@ -57,7 +57,7 @@ def clip_grad_norm_(
     backend = of(grads[0]) if grads else CPU
     with backend.current(), np.errstate(all="ignore"):
         norm = _total_norm(grads, float(norm_type))
-        if error_if_nonfinite and not math.isfinite(host(norm) if backend is not CPU else norm):
+        if error_if_nonfinite and not math.isfinite(host(norm)):
             raise RuntimeError(f"[clip_grad_norm_] The norm of the gradients is {norm}.")
         factor = np.minimum(max_norm / (norm + 1e-6), 1.0)  # NaN if the norm is
         # On a GPU the factor stays there: nothing waits.
