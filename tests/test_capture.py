@@ -246,6 +246,22 @@ def test_hidden_waits_are_refused_too():
     refused(lambda x: x[x > 0], "the current stream is capturing", x)
 
 
+def test_gradients_from_before_are_refused():
+    weight = cg.tensor([1.0], requires_grad=True)
+
+    def step(x, clear=False):
+        if clear:
+            weight.grad = None
+        for _ in range(2):  # the second one is added to the first
+            (weight * x).sum().backward()
+        return weight.grad
+
+    x = cg.tensor([2.0])
+    refused(step, r"\[backward\] .*zero_grad\(\) belongs into the step", x)
+    captured = cg.cuda.capture(step, warmup=1)
+    assert [captured(x, clear=True).tolist() for _ in range(3)] == [[4.0]] * 3
+
+
 def test_options_that_choose_a_kernel_cannot_change():
     run = Run()
     run.train(4)

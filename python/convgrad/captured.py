@@ -53,7 +53,7 @@ class CapturedStep:
     """What :func:`capture` returns."""
 
     def __init__(self, step: Step, warmup: int) -> None:
-        functools.update_wrapper(self, step)
+        functools.update_wrapper(self, step, updated=())
         self.step = step
         self.warmup = warmup
         self._graphs: dict[Any, _Graph] = {}  # by the arguments' structure, shapes and dtypes
@@ -185,7 +185,13 @@ class _Graph:
     def _capture(self, tensors: list[Tensor]) -> None:
         cuda = self.backend.xp.cuda
         self.recorder = Recorder(self.backend)
-        with cuda.using_allocator(self.pool.malloc), self.stream:
+
+        def malloc(size: int) -> Any:
+            memory = self.pool.malloc(size)
+            self.recorder.allocated.add(memory.ptr)
+            return memory
+
+        with cuda.using_allocator(malloc), self.stream:
             self.inputs = [Tensor(self.backend.empty(t.shape, t.dtype)) for t in tensors]
             self.stream.begin_capture()
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Recorder", "caller", "recorder", "recording", "refuse"]
+__all__ = ["Recorder", "caller", "check_gradient", "recorder", "recording", "refuse"]
 
 Array = Any
 _CHUNK = 4000  # bytes that one launch uploads (csrc/cuda/device.cu)
@@ -53,6 +53,16 @@ def refuse(rule: str, op: str | None = None) -> None:
         raise RuntimeError(f"[{op or caller()}] {rule}")
 
 
+def check_gradient(array: Array) -> None:
+    """RuntimeError for a gradient that a captured step adds to, and that was not made in it."""
+    recorder = _current.recorder
+    if recorder is not None and array.data.ptr not in recorder.allocated:
+        raise RuntimeError(
+            "[backward] A gradient from before the captured step would be added to, the same one "
+            "at each replay. zero_grad() belongs into the step."
+        )
+
+
 # Between a public function and whoever found that it cannot be captured.
 _INNER = frozenset(
     {"apply", "caller", "forward", "host", "moved", "operand_for", "put", "refuse", "text"}
@@ -87,6 +97,7 @@ class Recorder:
         self.backend = backend
         # Versions (see Tensor) of arrays that a replay changes in place.
         self.changed: list[list[int]] = []
+        self.allocated: set[int] = set()  # addresses of memory that the step was given
         self._functions: list[Callable[[], np.ndarray]] = []
         self._values: list[np.ndarray] = []  # what they gave last
         self._blocks: list[Array] = []  # on the device
