@@ -154,6 +154,19 @@ def test_each_shape_has_a_graph_of_its_own():
     assert_same_bits(eager.state(), captured.state())
 
 
+def test_numbers_are_brought_up_to_date_however_many():
+    base = [0.0]
+
+    @cg.cuda.capture(warmup=1)
+    def step(x):
+        numbers = [BACKEND.changing(lambda i=i: np.array([base[0] + i])) for i in range(700)]
+        return cg.Tensor(BACKEND.xp.concatenate(numbers))
+
+    for k in (0, 1, 1, 5, 2):
+        base[0] = 1000.0 * k
+        assert step(cg.ones(1)).tolist() == [1000 * k + i for i in range(700)]
+
+
 def test_on_the_cpu_the_step_is_called():
     step = cg.cuda.capture(lambda x: x.item(), warmup=1)
     assert [step(cg.tensor(2.0, device="cpu")) for _ in range(3)] == [2, 2, 2]
@@ -185,7 +198,30 @@ def test_states_are_loaded_into_what_the_graph_works_on():
     assert_same_bits(run.state(), other.state())
 
 
+def test_methods_are_captured_per_instance():
+    class Counter:
+        def __init__(self, by):
+            self.by, self.total = by, cg.zeros(1)
+
+        @cg.cuda.capture(warmup=1)
+        def step(self, x):
+            self.total.add_(x * self.by)
+            return self.total
+
+    a, b = Counter(1.0), Counter(10.0)
+    x = cg.tensor([1.0])
+    for k in range(1, 4):
+        assert a.step(x).tolist() == [k] and b.step(x).tolist() == [10 * k]
+
+
 def test_versions_count_replays():
+    weight, x = cg.tensor([1.0], requires_grad=True), cg.tensor([1.0])
+    double = cg.cuda.capture(lambda x: x * 2.0, warmup=1)
+    double(x)
+    y = (weight * double(x)).sum()
+    double(x)
+    with pytest.raises(RuntimeError, match="changed in place"):  # its result was
+        y.backward()
     run = Run()
     run.train(4)
     kept = run.net.out.weight * 2.0
@@ -338,9 +374,9 @@ def test_without_a_pool_of_its_own_a_replay_writes_to_freed_memory(monkeypatch):
 def test_results_are_there_after_a_wait_only():
     run = cg.cuda.capture(lambda x: x * 2.0, warmup=1)
     x = cg.tensor([1.0, 2.0])
-    run(x)
+    run(x + 4.0)
     out = run(x)
-    assert np.isnan(out.array._host).all()  # what a card's memory may hold still
+    assert out.array._host.tolist() != [2, 4]  # but what the memory held before
     assert out.tolist() == [2, 4]
     other = BACKEND.xp.cuda.Stream(non_blocking=True)
     run(x + 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,9 @@ class CapturedStep:
         self.warmup = warmup
         self._graphs: dict[Any, _Graph] = {}  # by the arguments' structure, shapes and dtypes
 
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tensors: list[Tensor] = []
         form = _flattened((args, kwargs), tensors)
@@ -112,28 +116,28 @@ def _rebuilt(form: Any, tensors: list[Tensor]) -> Any:
     return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
-def _detached(value: Any) -> Any:
-    """The value with its tensors computed and off the tape."""
+def _detached(value: Any, tensors: list[Tensor]) -> Any:
+    """The value with its tensors computed and off the tape; they are put into the list."""
     if isinstance(value, Tensor):
-        return Tensor(value.array)
+        tensors.append(Tensor(value.array))
+        return tensors[-1]
     if isinstance(value, (tuple, list)):
-        parts = [_detached(v) for v in value]
+        parts = [_detached(v, tensors) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
-        return {k: _detached(v) for k, v in value.items()}
+        return {k: _detached(v, tensors) for k, v in value.items()}
     return value
 
 
 def _backend_of(tensors: list[Tensor]) -> CudaBackend | None:
     """The GPU that all tensors are on, None for the CPU."""
-    found = {of(t.array).device: of(t.array) for t in tensors}
-    if len(found) > 1:
-        raise ValueError(
-            f"[capture] All arguments must be on one device. Got {' and '.join(sorted(found))}."
-        )
-    if not found:
+    if not tensors:
         raise ValueError("[capture] At least one argument must be a tensor. Got none.")
-    (backend,) = found.values()
+    found = {of(t.array) for t in tensors}
+    if len(found) > 1:
+        names = " and ".join(sorted([b.device for b in found]))
+        raise ValueError(f"[capture] All arguments must be on one device. Got {names}.")
+    (backend,) = found
     return backend if isinstance(backend, CudaBackend) else None
 
 
@@ -168,9 +172,10 @@ class _Graph:
                 self._capture(tensors)
             return self._replay(tensors)
 
-    def _run(self, tensors: list[Tensor]) -> Any:
+    def _run(self, tensors: list[Tensor], results: list[Tensor]) -> Any:
+        """The step's result; its tensors are put into the second list."""
         args, kwargs = _rebuilt(self.form, list(tensors))
-        return _detached(self.step(*args, **kwargs))
+        return _detached(self.step(*args, **kwargs), results)
 
     def _warm_up(self, tensors: list[Tensor]) -> Any:
         """The step itself, between two events of the caller's stream."""
@@ -178,13 +183,14 @@ class _Graph:
         here = cuda.get_current_stream()
         self.stream.wait_event(here.record())
         with cuda.using_allocator(self.pool.malloc), self.stream:
-            result = self._run(tensors)
+            result = self._run(tensors, [])
         here.wait_event(self.stream.record())
         return result
 
     def _capture(self, tensors: list[Tensor]) -> None:
         cuda = self.backend.xp.cuda
         self.recorder = Recorder(self.backend)
+        results: list[Tensor] = []
 
         def malloc(size: int) -> Any:
             memory = self.pool.malloc(size)
@@ -196,11 +202,12 @@ class _Graph:
             self.stream.begin_capture()
             try:
                 with recording(self.recorder):
-                    self.result = self._run(self.inputs)
+                    self.result = self._run(self.inputs, results)
             except BaseException:
                 self._abandon()
                 raise
             self.graph = self.stream.end_capture()
+        self.recorder.changed += [t.version for t in results]
 
     def _abandon(self) -> None:
         """Ends a capture that failed; CUDA may say so once more."""

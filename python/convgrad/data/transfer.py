@@ -73,8 +73,10 @@ class Transfer:
     def _take(self, nbytes: int) -> np.ndarray:
         """A buffer of at least so many bytes, whose last copy is done."""
         with self._lock:
-            fitting = [i for i, (b, _) in enumerate(self._buffers) if b.size >= nbytes]
-            found = self._buffers.pop(fitting[0]) if fitting else None
+            sizes = [b.size for b, _ in self._buffers]
+            fitting = [i for i, size in enumerate(sizes) if size >= nbytes]
+            best = min(fitting, key=sizes.__getitem__, default=None)  # of the smallest the oldest
+            found = None if best is None else self._buffers.pop(best)
         if found is not None:
             buffer, copied = found
             copied.synchronize()
