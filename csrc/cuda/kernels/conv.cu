@@ -82,7 +82,7 @@ constexpr int64_t panel_size(const Pass& p) {
 // The panels of a launch lie one after another, each beginning at a multiple of 16 bytes.
 template <class T>
 constexpr int64_t panel_room(const Pass& p) {
-  return ceil_div(panel_size<T>(p), kPack<T>) * kPack<T>;
+  return ceil_div(panel_size<T>(p), kWhole<T>) * kWhole<T>;
 }
 template <class T>
 int64_t panels_size(const Passes& p) {

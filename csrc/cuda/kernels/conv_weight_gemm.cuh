@@ -21,7 +21,7 @@ struct WeightGemm {
   using Map = CopyMap<T, Major::kRows, Tile::kN, Tile::kThreads, kChunk>;
 
   // Chunks of dy: it is padded to whole ones where x has fewer channels than a chunk.
-  static constexpr int kChunkA = sizeof(T) == 2 ? kPack<T> : kChunk;
+  static constexpr int kChunkA = sizeof(T) == 2 ? kWhole<T> : kChunk;
 
   const T *dy, *x;
   T* dw;           // (groups, rows, columns), without padding

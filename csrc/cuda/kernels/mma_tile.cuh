@@ -42,6 +42,9 @@ enum class Major { kK, kRows };
 
 template <class T>
 constexpr int kTileK = 128 / int(sizeof(T));  // every bank once
+// Elements of a whole chunk, 16 bytes.
+template <class T>
+constexpr int kWhole = 16 / int(sizeof(T));
 // Columns of K that one mma multiplies.
 template <class T>
 constexpr int kStepK = 32 / int(sizeof(T));
@@ -63,7 +66,7 @@ struct alignas(128) Slice {
   T v[kRows * kTileK<T>];
 
   static __device__ unsigned at(unsigned row, unsigned k) {
-    constexpr unsigned kChunk = kPack<T>;
+    constexpr unsigned kChunk = kWhole<T>;
     if constexpr (kMajor == Major::kK) {
       return row * kTileK<T> + ((k / kChunk ^ row % 8) * kChunk + k % kChunk);
     } else if constexpr (sizeof(T) == sizeof(float)) {

@@ -16,6 +16,7 @@ from convgrad.autograd import Op
 from convgrad.backend import CPU, Backend, host, is_array, lib_of, of, typed
 from convgrad.deferred import Pending
 from convgrad.functional.activation import Unary
+from convgrad.mixed_precision import in_float32
 from convgrad.tensor import Deferred, Tensor
 
 __all__ = [
@@ -273,6 +274,8 @@ class Move(Op):
 class Cast(Op):
     """x in another type; the gradient comes back in x's."""
 
+    fresh = True
+
     def forward(self, x: Array, dtype: Any) -> Array:
         self.dtype = x.dtype
         return convert(x, dtype)
@@ -523,6 +526,7 @@ def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.array.dtype.kind == "f"
 
 
+@in_float32
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent, broadcast; either may be a number."""
     if not _alike(input, exponent):
@@ -709,11 +713,13 @@ def neg(input: Tensor) -> Tensor:
     return _elementwise("neg", np.negative, input)
 
 
+@in_float32
 def exp(input: Tensor) -> Tensor:
     """e to the power of each element."""
     return Unary.apply((_float("exp", input),), "exp")
 
 
+@in_float32
 def log(input: Tensor) -> Tensor:
     """The natural logarithm: -inf at 0, NaN below."""
     return Unary.apply((_float("log", input),), "log")
@@ -872,6 +878,7 @@ class ValuesIndices(NamedTuple):
     indices: Tensor
 
 
+@in_float32
 def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum over dim (an int, several, or None for all axes); ints and bools sum to int64."""
     axes = check_dims("sum", dim, input.array.ndim)
@@ -1064,6 +1071,7 @@ def _cumulate(x: Array, axis: int) -> Array:
     return out
 
 
+@in_float32
 def cumsum(input: Tensor, dim: int) -> Tensor:
     """The running sum along dim; ints and bools sum to int64."""
     axis = check_dim("cumsum", dim, input.array.ndim)

@@ -20,6 +20,7 @@ class Adam(Optimizer):
     so far (Reddi et al. 2018).
     """
 
+    _heeds_found_inf = True
     _decoupled = False
 
     def __init__(
@@ -72,7 +73,7 @@ class Adam(Optimizer):
             )
         )
         backend.lib.adam_step(
-            arrays, grads, buffers, steps, group["amsgrad"], self._decoupled, hyper
+            arrays, grads, buffers, steps, group["amsgrad"], self._decoupled, hyper, self.found_inf
         )
         for p in params:
             p.version[0] += 1

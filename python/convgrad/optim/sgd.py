@@ -43,6 +43,8 @@ class SGD(Optimizer):
                 f"{group['momentum']} and dampening {group['dampening']}."
             )
 
+    _heeds_found_inf = True
+
     def step(self) -> None:
         for group in self.param_groups:
             self._step_group(group)
@@ -70,6 +72,8 @@ class SGD(Optimizer):
             np.array((group["lr"], momentum, group["dampening"], group["weight_decay"]), np.float64)
         )
         grads = [p.grad.array for p in params]
-        backend.lib.sgd_step(arrays, grads, buffers, first, group["nesterov"], hyper)
+        backend.lib.sgd_step(
+            arrays, grads, buffers, first, group["nesterov"], hyper, self.found_inf
+        )
         for p in params:
             p.version[0] += 1
