@@ -168,7 +168,11 @@ def test_wrappers_follow_their_lane_maps(name):
 
 
 SMALL = 2.0**-12  # as a word of each type, both halves of it for 16 bits
-SMALL_WORDS = {"mma_tf32": (0x39800000, 8), "mma_bf16": (0x39803980, 16), "mma_f16": (0x0C000C00, 16)}
+SMALL_WORDS = {
+    "mma_tf32": (0x39800000, 8),
+    "mma_bf16": (0x39803980, 16),
+    "mma_f16": (0x0C000C00, 16),
+}
 
 
 @pytest.mark.parametrize("name", SMALL_WORDS)

@@ -133,8 +133,8 @@ const Ops<T>& table(const ParamRef<T>*) {
 }
 
 // One step for lists of equal length. buffers: a list of arrays, or None without momentum;
-// first[i]: buffer i holds nothing yet. hyper: lr, momentum, dampening, weight_decay. skip: None, or
-// a float64 number on the device that makes this no step where it is not 0.
+// first[i]: buffer i holds nothing yet. hyper: lr, momentum, dampening, weight_decay. skip: None,
+// or a float64 number on the device that makes this no step where it is not 0.
 void sgd_step(const py::list& ps, const py::list& gs, py::handle buffers, py::handle first,
               bool nesterov, py::handle hyper_, py::handle skip_) {
   const double* hyper = hyper_arg("sgd", hyper_, 4);

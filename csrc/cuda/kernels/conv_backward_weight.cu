@@ -138,12 +138,18 @@ void run_tiles(const Exec& exec, const GemmArgs<T>& args) {
   gemm.dy = args.dy;
   gemm.x = args.x;
   gemm.dw = args.dw;
-  gemm.partial = args.cut.slices > 1 ? args.partial : nullptr;
+  if (args.cut.slices > 1) {
+    if constexpr (sizeof(T) == sizeof(float))
+      gemm.dw = args.partial;
+    else
+      gemm.partial = args.partial;
+  }
   gemm.groups = int(s.groups);
   gemm.rows = int(s.group_out_c());
   gemm.columns = int(s.taps() * channels);
   gemm.channels = int(channels);
   gemm.own_channels = int(s.group_in_c());
+  gemm.taps = int(s.taps());
   gemm.dy_rows = int(padded_out<T>(s));
   gemm.images = int(s.n);
   gemm.pixels = int(s.n * s.out_pixels());

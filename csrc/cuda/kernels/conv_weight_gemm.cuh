@@ -24,11 +24,11 @@ struct WeightGemm {
   static constexpr int kChunkA = sizeof(T) == 2 ? kWhole<T> : kChunk;
 
   const T *dy, *x;
-  T* dw;           // (groups, rows, columns), without padding
-  float* partial;  // (slices, groups, rows, columns), where K is cut into slices; else null
+  T* dw;                       // (groups, rows, taps, own channels); of float32, all slices' too
+  float* partial;              // 16 bits: (slices, groups, ...), where K is cut into slices
   int groups, rows, columns;   // of a group: k, taps * channels
-  int channels, own_channels;  // c of a group, padded, and of dw
-  int dy_rows;                 // k of a group in dy, padded
+  int channels, own_channels;  // c of a group: padded, and of dw
+  int taps, dy_rows;           // dy_rows: k of a group in dy, padded
   int images, pixels;          // pixels: of all images
   int dy_pitch, x_pitch;       // elements of a pixel
   int tiles_n, slices, tiles_per_slice;
@@ -127,18 +127,22 @@ struct WeightGemm<T, TileT, kMathT, kChunk>::Work {
 
   __device__ void store(int i, int j, const Pack<float, 4>& v) const {
     const Block& b = table.block;
-    const int64_t group = p.partial ? int64_t{b.slice} * p.groups + b.group : b.group;
-    const int column = b.column + j, count = p.columns - column;
-    const int64_t line = (group * p.rows + b.row + i) * (p.columns / p.channels);  // and its taps
-    if (p.channels == p.own_channels) {
-      const int64_t at = line * p.channels + column;
-      p.partial ? store_first(v, count, p.partial + at) : store_first(v, count, p.dw + at);
-    } else if (column % p.channels < p.own_channels) {
-      // Four columns are of one tap: the padded channels are a multiple of four.
-      const int channel = column % p.channels, left = p.own_channels - channel;
-      const int64_t at = (line + column / p.channels) * p.own_channels + channel;
-      p.partial ? store_first(v, left, p.partial + at) : store_first(v, left, p.dw + at);
-    }
+    const int64_t line = (int64_t{b.slice} * p.groups + b.group) * p.rows + b.row + i;
+    const int column = b.column + j;
+    if constexpr (sizeof(T) == sizeof(float))
+      store_first(v, p.columns - column, p.dw + line * p.columns + column);
+    else if (p.partial)
+      store_own(line, column, v, p.partial);
+    else
+      store_own(line, column, v, p.dw);
+  }
+  // Without the padding: the four columns are of one tap, as padded channels are a multiple of 4.
+  template <class To>
+  __device__ void store_own(int64_t line, int column, const Pack<float, 4>& v, To* to) const {
+    const int tap = column / p.channels, channel = column % p.channels;
+    const int count = p.own_channels - channel;
+    if (tap < p.taps && count > 0)
+      store_first(v, count, to + (line * p.taps + tap) * p.own_channels + channel);
   }
 
   __device__ float plain(int i, int j) const {
