@@ -69,17 +69,17 @@ bool in_tiles(const GemmShape& s) {
 // An operand's matrices, `count` of them one after another or one for all, as they lie: `lines` of
 // `length` elements. With whole chunks, lines are `pitch` apart.
 template <class T>
-struct Operand {
+struct GemmOperand {
   int64_t count, lines, length, pitch;
 
-  static constexpr Operand make(int64_t batch, int64_t stride, int64_t lines, int64_t length) {
+  static constexpr GemmOperand make(int64_t batch, int64_t stride, int64_t lines, int64_t length) {
     return {stride == 0 ? 1 : batch, lines, length,
             sizeof(T) == 2 ? ceil_div(length, 8) * 8 : length};
   }
-  static constexpr Operand a(const GemmShape& s) {
+  static constexpr GemmOperand a(const GemmShape& s) {
     return make(s.batch, s.stride_a, s.trans_a ? s.k : s.m, s.trans_a ? s.m : s.k);
   }
-  static constexpr Operand b(const GemmShape& s) {
+  static constexpr GemmOperand b(const GemmShape& s) {
     return make(s.batch, s.stride_b, s.trans_b ? s.n : s.k, s.trans_b ? s.k : s.n);
   }
   constexpr int64_t bytes() const {  // of its padded copy
@@ -100,7 +100,7 @@ template <class T>
 struct GemmArgs {
   const GemmShape& s;
   const GemmPlan& plan;
-  Operand<T> shape_a, shape_b;
+  GemmOperand<T> shape_a, shape_b;
   const T *a, *b;
   const Epilogue<T>& epilogue;
   float* partial;
@@ -185,14 +185,15 @@ template <class T>
 int64_t gemm_workspace(const GemmShape& shape, int) {
   const GemmShape s = merged(shape);
   if (!in_tiles<T>(s)) return 0;
-  return partial_bytes<T>(s, plan_gemm<T>(s)) + Operand<T>::a(s).bytes() + Operand<T>::b(s).bytes();
+  return partial_bytes<T>(s, plan_gemm<T>(s)) + GemmOperand<T>::a(s).bytes() +
+         GemmOperand<T>::b(s).bytes();
 }
 
 template <class T>
 void gemm_tiles(const Exec& exec, const GemmShape& s, const T* a, const T* b,
                 const Epilogue<T>& epilogue, T* c) {
   const GemmPlan plan = plan_gemm<T>(s);
-  const auto shape_a = Operand<T>::a(s), shape_b = Operand<T>::b(s);
+  const auto shape_a = GemmOperand<T>::a(s), shape_b = GemmOperand<T>::b(s);
   char* room = static_cast<char*>(exec.workspace);
   float* partial = reinterpret_cast<float*>(room);
   room += partial_bytes<T>(s, plan);
@@ -229,9 +230,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_linear(Ops<float>& table) { add(table); }
-void add_linear(Ops<double>& table) { add(table); }
-void add_linear(Ops<bfloat16>& table) { add(table); }
-void add_linear(Ops<float16>& table) { add(table); }
+CONVGRAD_STEM(linear)
 
 }  // namespace convgrad::cuda

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["TASKS", "get"]
+__all__ = ["CLASSIFICATION", "get"]
 
-TASKS = ("digits", "mnist", "texture")
+CLASSIFICATION = ("digits", "mnist", "texture")
 
 
 def get(name: str) -> Any:
-    """The module of a task; ValueError for an unknown name."""
-    if name not in TASKS:
-        raise ValueError(f"[tasks] The tasks are {', '.join(TASKS)}. Got {name!r}.")
+    """The module of a classification task; ValueError for another name."""
+    if name not in CLASSIFICATION:
+        raise ValueError(
+            f"[tasks] The classification tasks are {', '.join(CLASSIFICATION)}. Got {name!r}."
+        )
     return importlib.import_module(f"convgrad.tasks.{name}")

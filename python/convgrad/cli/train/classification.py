@@ -1,31 +1,28 @@
-"""``convgrad train <task>``: trains a network and leaves a run folder."""
+"""``convgrad train digits|texture|mnist``: one class per image."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import convgrad
-from convgrad import _cpu, data, io, metrics, nn, optim, tasks, train, viz
+from convgrad import data, io, metrics, nn, optim, tasks, train, viz
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
 from convgrad.cli.evaluate import measure
 from convgrad.cli.options import (
-    add_machine_options,
     apply_machine_options,
     non_negative_float,
-    non_negative_int,
     positive_float,
     positive_int,
 )
+from convgrad.cli.train.common import add_run_options, say, timed, write_config, write_row
 from convgrad.extras import require
 from convgrad.tasks.images import MODELS, AugmentedImages, Images, Splits, network
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parsers", "run"]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 ADAM_LR = 1e-3
@@ -36,15 +33,8 @@ DESCRIPTIONS = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "train",
-        help="train a network on a task",
-        description="Trains a network, measures it once on the test images, and leaves a run "
-        "folder with weights, metrics, configuration and pictures.",
-    )
-    names = parser.add_subparsers(metavar="TASK", required=True)
-    for name in tasks.TASKS:
+def add_parsers(names: Any) -> None:
+    for name in tasks.CLASSIFICATION:
         text = DESCRIPTIONS[name]
         task = names.add_parser(name, help=text, description=f"Trains on {text}.")
         _add_options(task, name)
@@ -110,20 +100,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
         metavar="LAMBDA",
         help=f"adds LAMBDA ||W||^2 to the loss, a weight decay of 2 LAMBDA {default('l2')}",
     )
-    parser.add_argument(
-        "--seed",
-        type=non_negative_int,
-        default=0,
-        metavar="N",
-        help="of weights, validation split, order and augmentation (default: 0)",
-    )
-    add_machine_options(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="the run folder to create (default: runs/TASK-MODEL-TIME)",
-    )
+    add_run_options(parser, "weights, validation split, order and augmentation", f"{name}-MODEL")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,17 +113,14 @@ def run(args: argparse.Namespace) -> int:
     splits = _load(args, task)
     folder = run_folder.create(args.out, f"{args.task}-{args.model}")
     model = _build(args, task)
-    config = _configuration(args, model, splits)
-    (folder / run_folder.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    print(
+    write_config(folder, _settings(args, splits), model)
+    say(
         f"{args.task}: {len(splits.train.labels)} training and {len(splits.validation.labels)} "
-        f"validation images; {args.model} with {config['parameters']} parameters; run folder "
-        f"{folder}",
-        flush=True,
+        f"validation images; {args.model} with {sum(p.numel() for p in model.parameters())} "
+        f"parameters; run folder {folder}"
     )
-    start = time.perf_counter()
-    history = _fit(args, task, model, splits, folder)
-    print(f"trained in {time.perf_counter() - start:.1f} s", flush=True)
+    with timed("trained"):
+        history = _fit(args, task, model, splits, folder)
     _finish(args, task, model, splits.test(), history, folder)
     return 0
 
@@ -180,7 +154,7 @@ def _build(args: argparse.Namespace, task: Any) -> Any:
     return model.to(args.device)
 
 
-def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
     keys = (
         "task",
         "model",
@@ -197,13 +171,9 @@ def _configuration(args: argparse.Namespace, model: Any, splits: Splits) -> dict
     folder = getattr(args, "data", None)
     return {
         **{key: getattr(args, key) for key in keys},
-        "threads": convgrad.get_num_threads(),
         "data": None if folder is None else str(folder.absolute()),
         "training_images": len(splits.train.labels),
         "validation_images": len(splits.validation.labels),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "convgrad": convgrad.__version__,
-        "instruction_set": _cpu.isa_name(),
     }
 
 
@@ -232,7 +202,7 @@ def _fit(
     callbacks = [
         train.SchedulerStep(optim.lr_scheduler.LambdaLR(optimizer, schedule), every="batch"),
         train.JsonLines(folder / run_folder.METRICS),
-        train.ProgressBar(write=lambda line: print(line, flush=True)),
+        train.ProgressBar(write=say),
     ]
     if args.l1 or args.l2:
         callbacks.append(train.Penalty(args.l1, args.l2))
@@ -261,12 +231,11 @@ def _finish(
     title = f"{args.task}, {args.model}, seed {args.seed}"
     viz.learning_curves(history, folder / "learning_curves.png", title)
     row, matrix = measure(model, test, len(task.CLASSES))
-    with open(folder / run_folder.METRICS, "a", encoding="utf-8") as file:
-        file.write(json.dumps({f"test_{name}": value for name, value in row.items()}) + "\n")
+    write_row(folder, {f"test_{name}": value for name, value in row.items()})
     viz.confusion_matrix(
         matrix,
         folder / "confusion_matrix.png",
         task.CLASSES,
         f"{title}: test accuracy {row['accuracy']:.4f}",
     )
-    print(f"test accuracy {row['accuracy']:.4f}", flush=True)
+    say(f"test accuracy {row['accuracy']:.4f}")
