@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import convgrad as cg
-from convgrad.cli import run_folder
+from convgrad import tasks
 from convgrad.cli.main import main
+from convgrad.cli.train import open_run
 from tests.test_digits import write_mnist
 
 pytestmark = pytest.mark.cpu("runs commands, which choose their device themselves")
@@ -23,6 +24,8 @@ pytest.importorskip("safetensors", reason="needs: pip install '.[demo]'")
 RUN_FILES = [
     "config.json",
     "confusion_matrix.png",
+    "feature_maps.png",
+    "filters.png",
     "learning_curves.png",
     "metrics.jsonl",
     "model.safetensors",
@@ -92,7 +95,7 @@ def test_run_folder_holds_everything(digits_run):
     assert f"test accuracy {rows[-1]['test_accuracy']:.4f}" == lines[-1]
     weights = cg.io.load(folder / "model.safetensors")
     assert weights["0.weight"].shape == (32, 1, 3, 3)
-    for name in ("learning_curves.png", "confusion_matrix.png"):
+    for name in (name for name in RUN_FILES if name.endswith(".png")):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -107,8 +110,8 @@ def test_predict_agrees_with_the_model(digits_run, capsys, tmp_path):
     from PIL import Image
 
     folder, _ = digits_run
-    config, task, model = run_folder.open_run(folder)
-    test = task.load(seed=config["seed"]).test()
+    config, _, model = open_run(folder)
+    test = tasks.get(config["task"]).load(seed=config["seed"]).test()
     logits = cg.train.predict(model, test.images[:3])
     odds = np.exp(logits - logits.max(1, keepdims=True))
     expected = [f"{row.argmax()}  {row.max():.4f}" for row in odds / odds.sum(1, keepdims=True)]
@@ -296,7 +299,7 @@ def test_help_loads_no_large_package():
         (["train", "digits", "--threads", "many"], "got 'many'"),
         (["train", "digits", "--seed", "-3"], "got '-3'"),
         (["train", "digits", "--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (["predict", "somewhere"], "required: IMAGE"),
+        (["predict", "somewhere"], "required: FILE"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(capsys, args, message):

@@ -1,10 +1,10 @@
-"""Accuracy and confusion matrix, against scikit-learn and by hand; their pictures are PNG files."""
+"""Accuracy and confusion matrix, against scikit-learn and by hand."""
 
 import numpy as np
 import pytest
 
 import convgrad as cg
-from convgrad import metrics, viz
+from convgrad import metrics
 
 
 @pytest.mark.quick
@@ -42,18 +42,3 @@ def test_wrong_shapes_and_classes_are_named():
         metrics.confusion_matrix(np.array([0, 1]), np.array([0, 7]), 3)
     with pytest.raises(ValueError, match=r"\[confusion_matrix\] .*Got 2 and 3"):
         metrics.confusion_matrix(np.zeros(2, int), np.zeros(3, int), 3)
-
-
-def test_pictures_are_png_files(tmp_path):
-    image = pytest.importorskip("PIL.Image", reason="needs: pip install '.[demo]'")
-    history = [
-        {"epoch": e, "loss": 1 / e, "accuracy": 0.5, "val_loss": 2 / e, "seconds": 1.0}
-        for e in (1, 2, 3)
-    ]
-    viz.learning_curves(history, tmp_path / "curves.png", "title")
-    viz.confusion_matrix(np.eye(3, dtype=int) * 9, tmp_path / "matrix.png", ["a", "b", "c"])
-    for name in ("curves.png", "matrix.png"):
-        with image.open(tmp_path / name) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 200
-    with pytest.raises(ValueError, match=r"\[learning_curves\] .*Got none"):
-        viz.learning_curves([], tmp_path / "x.png")

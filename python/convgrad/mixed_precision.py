@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from convgrad.autograd import is_grad_enabled
-from convgrad.tensor import Tensor, checked_dtype
+from convgrad.dtypes import is_half, named
+from convgrad.tensor import Tensor
 
 __all__ = ["autocast", "in_float32", "is_autocast_enabled", "operands"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-HALF_TYPES = ("bfloat16", "float16")
 
 
 class _State(threading.local):
@@ -55,15 +54,17 @@ class autocast:
     def __init__(self, dtype: Any = "bfloat16", enabled: bool = True) -> None:
         if not isinstance(enabled, bool):
             raise TypeError(f"[autocast] enabled must be a bool. Got {enabled!r}.")
-        if str(getattr(dtype, "name", dtype)) not in HALF_TYPES:
+        name = dtype if isinstance(dtype, str) else getattr(dtype, "name", "")
+        if name not in ("bfloat16", "float16"):
             raise ValueError(f"[autocast] dtype must be 'bfloat16' or 'float16'. Got {dtype!r}.")
-        self.dtype = checked_dtype("autocast", dtype)
+        self.name = name
         self.enabled = enabled
         self._before: list[np.dtype[Any] | None] = []
 
     def __enter__(self) -> autocast:
+        dtype = named(self.name) if self.enabled else None
         self._before.append(_state.dtype)
-        _state.dtype = self.dtype if self.enabled else None
+        _state.dtype = dtype
         _state.depth += 1
         return self
 
@@ -76,7 +77,7 @@ class autocast:
     def __call__(self, function: F) -> F:
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with autocast(self.dtype, self.enabled):
+            with autocast(self.name, self.enabled):
                 return function(*args, **kwargs)
 
         return wrapped  # type: ignore[return-value]
@@ -95,7 +96,9 @@ def operands(op: str, *tensors: Any) -> tuple[Any, ...]:
 
 
 def _lowered(op: str, t: Any, dtype: np.dtype[Any]) -> Any:
-    if not isinstance(t, Tensor) or t.dtype == dtype or not _may_change(t.dtype):
+    if not isinstance(t, Tensor) or t.dtype == dtype:
+        return t
+    if t.dtype != np.float32 and not is_half(t.dtype):
         return t
     if str(t.device) == "cpu":
         raise RuntimeError(
@@ -105,10 +108,6 @@ def _lowered(op: str, t: Any, dtype: np.dtype[Any]) -> Any:
     if not (t.is_leaf and t.requires_grad):
         return t.to(dtype)
     return _cast_once(t, dtype)
-
-
-def _may_change(dtype: np.dtype[Any]) -> bool:
-    return dtype == np.float32 or dtype.name in HALF_TYPES
 
 
 def _cast_once(leaf: Tensor, dtype: np.dtype[Any]) -> Tensor:
@@ -140,6 +139,6 @@ def in_float32(function: F) -> F:
 
 
 def _raised(t: Any) -> Any:
-    if isinstance(t, Tensor) and t.dtype.name in HALF_TYPES:
+    if isinstance(t, Tensor) and is_half(t.dtype):
         return t.to(np.float32)
     return t

@@ -8,7 +8,6 @@
 #include "cuda/sim/machine.h"
 #include "cuda/sim/ptx.h"
 #include "cuda/sim/source.h"
-#include "half.h"
 
 namespace convgrad::cuda::sim {
 namespace {

@@ -3,8 +3,9 @@
 config.json            task, model and every setting, version and instruction set
 metrics.jsonl          a row per epoch; the last row is the test
 model.safetensors      the weights after the last epoch
-learning_curves.png    loss and accuracy by epoch
-confusion_matrix.png   of the test images
+learning_curves.png    loss and metrics by epoch
+and further pictures of the task, such as confusion_matrix.png of a classifier's test images, or
+filters.png and feature_maps.png of a convolutional one's first layer
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from convgrad import io, tasks
+from convgrad import io
 from convgrad.cli.errors import UserError
-from convgrad.tasks.images import network
 
-__all__ = ["CONFIG", "METRICS", "WEIGHTS", "create", "open_run"]
+__all__ = ["CONFIG", "METRICS", "WEIGHTS", "create", "read"]
 
 CONFIG, METRICS, WEIGHTS = "config.json", "metrics.jsonl", "model.safetensors"
 
@@ -37,8 +37,8 @@ def create(path: Path | None, name: str) -> Path:
     return path
 
 
-def open_run(path: Path) -> tuple[dict[str, Any], Any, Any]:
-    """(configuration, the task's module, the trained model in evaluation mode) of a run folder."""
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(configuration, weights) of a run folder; UserError if it is not a finished run."""
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise UserError(
@@ -47,12 +47,9 @@ def open_run(path: Path) -> tuple[dict[str, Any], Any, Any]:
             )
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        task = tasks.get(config["task"])
-        model = network(config["model"], task.SHAPE, len(task.CLASSES), task.AVERAGED)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"'{path / CONFIG}' is damaged: {error!r}.") from None
     try:
-        model.load_state_dict(io.load(path / WEIGHTS))
-    except (ValueError, RuntimeError, KeyError) as error:
+        return config, io.load(path / WEIGHTS)
+    except ValueError as error:
         raise UserError(f"'{path / WEIGHTS}' does not hold this run's weights: {error}") from None
-    return config, task, model.eval()

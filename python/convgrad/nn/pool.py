@@ -231,7 +231,11 @@ class AdaptiveAvgPool3d(_AdaptiveAvgPool):
 
 
 class _AdaptiveMaxPool(Module):
-    """The largest values of windows that divide the input into ``output_size`` parts."""
+    """The largest values of windows that divide the input into ``output_size`` parts.
+
+    With ``output_size=1`` it is global max pooling: each feature's strongest response, wherever it
+    is, (N, C, ...) -> (N, C, 1, ...); ``nn.Flatten()`` behind it gives (N, C).
+    """
 
     _op: Callable[..., Any]
 

@@ -1,4 +1,4 @@
-"""Gradients kept in bounds, and parameters as one vector."""
+"""Gradients and weights kept in bounds, and parameters as one vector."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from convgrad.tensor import Tensor
 __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
+    "clip_max_norm_",
     "parameters_to_vector",
     "vector_to_parameters",
 ]
@@ -67,6 +68,34 @@ def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -
     """Limits every element of every gradient, in place, to [-clip_value, clip_value]."""
     for g in _gradients(parameters):
         of(g).xp.clip(g, -clip_value, clip_value, out=g)
+
+
+@no_grad()
+def clip_max_norm_(
+    parameters: Iterable[Tensor] | Tensor, max_norm: float, norm_type: float = 2.0, dim: int = 0
+) -> None:
+    """Scales each filter, in place, so that the norm of its weights is at most ``max_norm``.
+
+    A filter is what lies at one index of axis ``dim``: 0 for convolutions and linear layers, 1 for
+    transposed ones. To be called after each step (Srivastava et al., "Dropout", 2014). With
+    ``norm_type=math.inf`` every weight is limited by itself, to [-max_norm, max_norm], as in Havaei
+    et al., "Brain tumor segmentation with deep neural networks", 2017.
+
+    ValueError for a norm_type other than 2 and infinity, and for a max_norm of 0 or less.
+    """
+    if norm_type not in (2, math.inf):
+        raise ValueError(f"[clip_max_norm_] norm_type must be 2 or math.inf. Got {norm_type}.")
+    if not max_norm > 0:
+        raise ValueError(f"[clip_max_norm_] max_norm must be > 0. Got {max_norm}.")
+    for p in [parameters] if isinstance(parameters, Tensor) else parameters:
+        xp, w = of(p.array).xp, p.array
+        if norm_type == math.inf:
+            xp.clip(w, -max_norm, max_norm, out=w)
+        else:
+            rest = tuple(axis for axis in range(w.ndim) if axis != dim % w.ndim)
+            norms = xp.sqrt(xp.square(w).sum(axis=rest, keepdims=True))
+            xp.multiply(w, max_norm / xp.maximum(norms, max_norm), out=w)
+        p.version[0] += 1
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:

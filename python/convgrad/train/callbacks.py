@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from convgrad import io, penalty
 from convgrad.extras import require
+from convgrad.nn.utils import clip_max_norm_
 from convgrad.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ __all__ = [
     "Checkpoint",
     "EarlyStopping",
     "JsonLines",
+    "MaxNorm",
+    "MomentumRamp",
     "Penalty",
     "ProgressBar",
     "SchedulerStep",
@@ -186,6 +189,62 @@ class SchedulerStep(Callback):
             self.scheduler.step()
 
 
+class MomentumRamp(Callback):
+    """Momentum that rises from ``first`` in epoch 1 to ``last`` in epoch ``epochs``, and stays.
+
+    Evenly, as in Havaei et al., "Brain tumor segmentation with deep neural networks", 2017. Only
+    for an optimizer with momentum; ValueError for another.
+    """
+
+    def __init__(self, first: float = 0.5, last: float = 0.9, epochs: int = 10) -> None:
+        for name, value in (("first", first), ("last", last)):
+            if not 0 <= value < 1:
+                raise ValueError(f"[MomentumRamp] {name} must be in [0, 1). Got {value}.")
+        if epochs < 1:
+            raise ValueError(f"[MomentumRamp] epochs must be at least 1. Got {epochs}.")
+        self.first, self.last, self.epochs = first, last, epochs
+
+    def begin(self, run: Run) -> None:
+        if any("momentum" not in group for group in run.optimizer.param_groups):
+            raise ValueError(
+                "[MomentumRamp] The optimizer must have a momentum. Got "
+                f"{type(run.optimizer).__name__}."
+            )
+        self._set(run, 0)
+
+    def epoch(self, run: Run) -> None:
+        self._set(run, run.epoch)
+
+    def _set(self, run: Run, done: int) -> None:
+        part = min(done / max(self.epochs - 1, 1), 1.0)
+        for group in run.optimizer.param_groups:
+            group["momentum"] = self.first + (self.last - self.first) * part
+
+
+class MaxNorm(Callback):
+    """Keeps weights in bounds after every update, see :func:`convgrad.nn.utils.clip_max_norm_`.
+
+    Args:
+        max_norm, norm_type: the bound of each filter's norm; ``math.inf`` bounds each weight.
+        params: the weights; the default is every parameter of the model with two axes or more.
+    """
+
+    def __init__(
+        self, max_norm: float, norm_type: float = 2.0, params: Iterable[Tensor] | None = None
+    ) -> None:
+        self.max_norm, self.norm_type = max_norm, norm_type
+        self.params = None if params is None else list(params)
+
+    def batch(self, run: Run) -> None:
+        params = _weights(run.model) if self.params is None else self.params
+        clip_max_norm_(params, self.max_norm, self.norm_type)
+
+
+def _weights(model: Any) -> list[Tensor]:
+    """The parameters with two axes or more: no biases, no normalisation scales."""
+    return [p for p in model.parameters() if len(p.shape) > 1]
+
+
 class Penalty(Callback):
     """Adds l1 ||W||_1 + l2 ||W||_2^2 to the loss, the lecture's lambda R(W).
 
@@ -205,7 +264,7 @@ class Penalty(Callback):
 
     def begin(self, run: Run) -> None:
         if self.whole_model:
-            self.params = [p for p in run.model.parameters() if len(p.shape) > 1]
+            self.params = _weights(run.model)
 
     def objective(self, run: Run, loss: Tensor) -> Tensor:
         if self.l1:

@@ -7,22 +7,26 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import convgrad
-from convgrad import data, io, metrics, nn, optim, tasks, train, viz
+from convgrad import data, functional, io, metrics, nn, optim, tasks, tensor, train, viz
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
-from convgrad.cli.evaluate import measure
 from convgrad.cli.options import (
     apply_machine_options,
     non_negative_float,
     positive_float,
     positive_int,
 )
+from convgrad.cli.pictures import read_image
 from convgrad.cli.train.common import add_run_options, say, timed, write_config, write_row
 from convgrad.extras import require
 from convgrad.tasks.images import MODELS, AugmentedImages, Images, Splits, network
 
-__all__ = ["add_parsers", "run"]
+__all__ = ["TASKS", "add_parsers", "build", "evaluate", "measure", "predict", "run"]
+
+TASKS = tasks.CLASSIFICATION
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 ADAM_LR = 1e-3
@@ -34,7 +38,7 @@ DESCRIPTIONS = {
 
 
 def add_parsers(names: Any) -> None:
-    for name in tasks.CLASSIFICATION:
+    for name in TASKS:
         text = DESCRIPTIONS[name]
         task = names.add_parser(name, help=text, description=f"Trains on {text}.")
         _add_options(task, name)
@@ -112,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
         require(package)  # what is missing is said now, not after training
     splits = _load(args, task)
     folder = run_folder.create(args.out, f"{args.task}-{args.model}")
-    model = _build(args, task)
+    convgrad.manual_seed(args.seed)
+    model = build(vars(args)).to(args.device)
     write_config(folder, _settings(args, splits), model)
     say(
         f"{args.task}: {len(splits.train.labels)} training and {len(splits.validation.labels)} "
@@ -148,10 +153,10 @@ def _load(args: argparse.Namespace, task: Any) -> Splits:
         raise UserError(str(error)) from None
 
 
-def _build(args: argparse.Namespace, task: Any) -> Any:
-    convgrad.manual_seed(args.seed)
-    model = network(args.model, task.SHAPE, len(task.CLASSES), task.AVERAGED)
-    return model.to(args.device)
+def build(config: dict[str, Any]) -> Any:
+    """The network of a run's configuration."""
+    task = tasks.get(config["task"])
+    return network(config["model"], task.SHAPE, len(task.CLASSES), task.AVERAGED)
 
 
 def _settings(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
@@ -238,4 +243,55 @@ def _finish(
         task.CLASSES,
         f"{title}: test accuracy {row['accuracy']:.4f}",
     )
+    if args.model == "cnn":
+        _draw_first_layer(model, test, folder, title)
     say(f"test accuracy {row['accuracy']:.4f}")
+
+
+def _draw_first_layer(model: Any, test: Images, folder: Path, title: str) -> None:
+    """Its filters, and what they answer to the first test images of up to 5 classes."""
+    convolution = model[0]
+    viz.filters(convolution.weight, folder / "filters.png", f"{title}: first filters")
+    shown = test.images[np.unique(test.labels, return_index=True)[1][:5]]
+    first = nn.Sequential(*list(model)[:3])  # convolution, normalisation, ReLU
+    maps = train.predict(first, shown)
+    viz.feature_maps(maps, folder / "feature_maps.png", f"{title}: what they answer", shown)
+
+
+# ---- a trained network ----
+
+
+def measure(model: Any, test: Images, classes: int) -> tuple[dict[str, float], np.ndarray]:
+    """({'loss', 'accuracy'}, confusion matrix) of a model on images."""
+    logits = train.predict(model, test.images)
+    loss = functional.cross_entropy(tensor(logits), tensor(test.labels))
+    row = {"loss": float(loss.item()), "accuracy": metrics.accuracy(logits, test.labels)}
+    return row, metrics.confusion_matrix(test.labels, logits.argmax(1), classes)
+
+
+def evaluate(args: argparse.Namespace, config: dict[str, Any], model: Any) -> None:
+    """Prints a table; the last line is the test accuracy."""
+    task = tasks.get(config["task"])
+    folder = args.data or (config.get("data") and Path(config["data"]))
+    try:
+        test = task.load(folder, config["seed"]).test()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    row, matrix = measure(model, test, len(task.CLASSES))
+    precision, recall = metrics.precision_recall(matrix)
+    print("class  images  precision  recall")
+    for i, name in enumerate(task.CLASSES):
+        print(f"{name:>5}  {matrix[i].sum():6}  {precision[i]:9.4f}  {recall[i]:6.4f}")
+    print(f"test loss {row['loss']:.4f}")
+    print(f"test accuracy {row['accuracy']:.4f}")
+
+
+def predict(args: argparse.Namespace, config: dict[str, Any], model: Any) -> None:
+    """Prints path, class and probability of each image."""
+    task = tasks.get(config["task"])
+    pixels = np.stack([read_image(path, task.SHAPE, args.invert) for path in args.files])
+    logits = train.predict(model, pixels[:, None])
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = odds / odds.sum(1, keepdims=True)
+    for path, row in zip(args.files, probabilities):
+        print(f"{path}  {task.CLASSES[row.argmax()]}  {row.max():.4f}")

@@ -1,34 +1,15 @@
-"""Pictures of runs and benchmarks, as PNG files (matplotlib, of the extra 'demo')."""
+"""Pictures of training runs and of benchmarks."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from convgrad.extras import require
-from convgrad.io import write_atomically
+from convgrad.viz.canvas import BLUE, VERMILION, new_figure, write
 
 __all__ = ["confusion_matrix", "learning_curves", "ratios"]
-
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
-TRAINING, VALIDATION = "#0072B2", "#D55E00"
-
-
-def _figure(width: float, height: float) -> Any:
-    # The object interface: no display, no global state of pyplot.
-    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(figure: Any, path: str | os.PathLike[str]) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
 
 
 def learning_curves(
@@ -43,14 +24,14 @@ def learning_curves(
     names = [k for k in names if k not in skipped]
     if not names:
         raise ValueError("[learning_curves] history must have a row with a loss. Got none.")
-    figure = _figure(4.8 * len(names), 3.6)
+    figure = new_figure(4.8 * len(names), 3.6)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, fontsize=10)
     epochs = [row["epoch"] for row in history]
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names):
         for key, label, colour in (
-            (name, "training", TRAINING),
-            (f"val_{name}", "validation", VALIDATION),
+            (name, "training", BLUE),
+            (f"val_{name}", "validation", VERMILION),
         ):
             points = [(e, row[key]) for e, row in zip(epochs, history) if key in row]
             if points:
@@ -60,7 +41,7 @@ def learning_curves(
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         axes.legend()
-    _write(figure, path)
+    write(figure, path)
 
 
 def confusion_matrix(
@@ -68,7 +49,7 @@ def confusion_matrix(
 ) -> None:
     """Counts, rows = true classes, columns = predicted ones."""
     size = max(4.0, 0.45 * len(classes) + 1.5)
-    figure = _figure(size, size)
+    figure = new_figure(size, size)
     axes = figure.subplots()
     # Colour by the share of the row, so that rare classes are as readable as common ones.
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -89,19 +70,19 @@ def confusion_matrix(
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if title:
-        axes.set_title(title)
-    _write(figure, path)
+        figure.suptitle(title, fontsize=10)
+    write(figure, path)
 
 
 def ratios(
     values: Mapping[str, float], path: str | os.PathLike[str], title: str = "", label: str = ""
 ) -> None:
     """Bars from top to bottom, each with its value, and a line where the ratio is 1."""
-    figure = _figure(7.2, 0.42 * len(values) + 1.4)
+    figure = new_figure(7.2, 0.42 * len(values) + 1.4)
     axes = figure.subplots()
     names = list(values)[::-1]
-    bars = axes.barh(names, [values[name] for name in names], color=TRAINING)
-    axes.axvline(1, color=VALIDATION, linewidth=1, zorder=0)
+    bars = axes.barh(names, [values[name] for name in names], color=BLUE)
+    axes.axvline(1, color=VERMILION, linewidth=1, zorder=0)
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line
     axes.bar_label(bars, fmt="%.2f", padding=3, bbox=paper)
     axes.margins(x=0.1)
@@ -109,4 +90,4 @@ def ratios(
     axes.spines[["top", "right"]].set_visible(False)
     if title:
         axes.set_title(title, fontsize=10)
-    _write(figure, path)
+    write(figure, path)
