@@ -27,7 +27,7 @@ def parameters(seed=0):
 
 
 def backward(scaler, params, spoil=None):
-    loss = sum((p * p * p).sum() for p in params)
+    loss = sum((p * p).sum() for p in params)
     scaler.scale(loss).backward()
     if spoil is not None:
         with cg.no_grad():
@@ -102,7 +102,7 @@ def test_the_scale_goes_as_pytorchs(torch, interval):
         optimizer.zero_grad()
         other.zero_grad()
         backward(ours, params, spoil)
-        theirs.scale(sum((p * p * p).sum() for p in twin)).backward()
+        theirs.scale(sum((p * p).sum() for p in twin)).backward()
         if spoil is not None:
             twin[0].grad[0, 0, 0, 0] = float(spoil)
         ours.step(optimizer)
@@ -112,7 +112,7 @@ def test_the_scale_goes_as_pytorchs(torch, interval):
         assert ours.get_scale() == theirs.get_scale()
         assert ours.state_dict() == theirs.state_dict()
         for p, q in zip(params, twin):
-            np.testing.assert_allclose(values(p), q.detach().numpy(), rtol=1e-6)
+            np.testing.assert_allclose(values(p), q.detach().numpy(), rtol=2e-6)
 
 
 def test_the_largest_scale_stays_finite():

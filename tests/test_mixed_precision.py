@@ -219,14 +219,14 @@ def test_fusion_changes_no_bit():
 
 
 @on_gpu
-@pytest.mark.parametrize("name, tolerance", [("bfloat16", 0.05), ("float16", 0.01)])
+@pytest.mark.parametrize("name, tolerance", [("bfloat16", 0.02), ("float16", 0.006)])
 def test_a_network_trains_as_in_float32(name, tolerance):
-    """Ten steps: the losses stay within the tolerance of float32's, of a first loss of 1.7; and
+    """Ten steps: the losses stay within the tolerance of float32's, of a first loss of 1.6; and
     they fall."""
     losses = []
     for enabled in (False, True):
         model = net()
-        optimizer = cg.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = cg.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         scaler = cg.GradScaler(init_scale=1024.0, enabled=enabled and name == "float16")
         x, y = draw(6, 3, 6, 6), cg.tensor(np.arange(6) % 5)
         curve = []
