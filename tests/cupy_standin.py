@@ -704,9 +704,8 @@ class _Foreign:
 def _shared(obj: Any) -> ndarray:
     about = obj.__cuda_array_interface__
     memory: Any = _Foreign(obj, about["data"][0])
-    return ndarray(
-        about["shape"], np.dtype(about["typestr"]), MemoryPointer(memory, 0), about["strides"]
-    )
+    kind = obj.dtype if isinstance(obj, ndarray) else np.dtype(about["typestr"])
+    return ndarray(about["shape"], kind, MemoryPointer(memory, 0), about["strides"])
 
 
 def from_dlpack(obj: Any, *, device: Any = None, copy: Any = None) -> ndarray:

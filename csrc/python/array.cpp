@@ -155,6 +155,7 @@ Array dense_arg_like(const char* op, const char* name, py::handle object, Layout
 
 Array stat_arg_like(const char* op, const char* name, py::handle object, Layout layout,
                     const Array& like) {
+  if (!is_16_bit(like.dtype)) return optional_arg_like(op, name, object, layout, like);
   if (object.is_none()) return {};
   Array a = dense_arg(op, name, object, layout);
   if (a.dtype != stat_of(like.dtype))

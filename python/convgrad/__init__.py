@@ -1,5 +1,7 @@
 """convgrad: convolutional networks on 1-D signals, 2-D images and 3-D volumes."""
 
+from typing import Any as _Any
+
 import numpy as _np
 
 from convgrad import (
@@ -50,7 +52,7 @@ bool = _np.dtype(_np.bool_)
 float16 = half = _np.dtype(_np.float16)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> _Any:
     if name == "bfloat16":  # ml_dtypes' type, needed by few
         return _named(name)
     raise AttributeError(f"module 'convgrad' has no attribute {name!r}")

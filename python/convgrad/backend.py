@@ -123,7 +123,7 @@ class device(str):
         return int(number) if number else None
 
 
-CPU = Backend("cpu", np, _cpu)
+CPU: Backend = Backend("cpu", np, _cpu)
 _LIB_BY_TYPE: dict[type, Any] = {np.ndarray: _cpu}
 _cuda: list[CudaBackend] = []  # by index, once CUDA has been asked for
 _cuda_arrays: Any = ()  # CuPy's type, in a tuple

@@ -233,8 +233,16 @@ def _category(dtype: np.dtype[Any]) -> int:
 def _promote(a: np.dtype[Any] | None, b: np.dtype[Any] | None) -> np.dtype[Any] | None:
     if a is None or b is None or a == b:
         return b if a is None else a
+    return promoted(a, b)
+
+
+def promoted(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of what is made of both: the float one, or the larger; float32 of the two of 16
+    bits."""
     if (a.kind in FLOATS) != (b.kind in FLOATS):
         return a if a.kind in FLOATS else b
+    if a != b and is_half(a) and is_half(b):
+        return FLOAT32
     return np.promote_types(a, b)
 
 

@@ -22,6 +22,7 @@ from convgrad.functional.math import (
     check_dims,
     empty,
     empty_last,
+    promoted,
     reduce_sum,
     sum_to,
 )
@@ -324,11 +325,7 @@ def _one_dtype(tensors: list[Tensor]) -> list[Tensor]:
     if all(t.array.dtype == dtype for t in tensors):
         return tensors
     for t in tensors:
-        other = t.array.dtype
-        if (dtype.kind in FLOATS) != (other.kind in FLOATS):
-            dtype = dtype if dtype.kind in FLOATS else other
-        else:
-            dtype = np.promote_types(dtype, other)
+        dtype = promoted(dtype, t.array.dtype)
     return [cast(t, dtype) for t in tensors]
 
 
