@@ -284,7 +284,7 @@ def test_training_end_to_end(torch, capsys, tmp_path):
     results = json.loads(file.read_text())
     assert results["about"]["isa"] == _cpu.isa_name() and results["about"]["peers"]["torch"]
     (row,) = results["training"]
-    assert set(row) == {"workload", "ms", "best", "ratio", "ratios", "agreement"}
+    assert set(row) == {"workload", "ms", "best", "ratio", "ratios", "captured", "agreement"}
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -443,6 +443,7 @@ def test_time_outside_kernels_is_what_is_missing():
                 model, [(x, target)] * 4, nn.CrossEntropyLoss(), optimizer, 2, callbacks=callbacks
             )
         assert {"conv_forward", "conv_backward_weight"} <= watch.kernels.keys()
+        assert 0 < watch.outside_processor() < 1
         return watch.outside(), watch.wall
 
     without, _ = outside([])
