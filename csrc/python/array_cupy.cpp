@@ -19,7 +19,7 @@ struct Names {
 
 struct Library {
   py::object ndarray, alloc, set_device, current_stream;
-  py::object dtype[6];  // by DType
+  py::object dtype[kDTypes];  // by DType; bfloat16's once it is needed
   Names name;
 };
 Library* library = nullptr;  // never freed: it would outlive the interpreter
@@ -38,12 +38,19 @@ void use_library(const py::module_& xp) {
   l->alloc = cuda.attr("alloc");
   l->set_device = cuda.attr("runtime").attr("setDevice");
   l->current_stream = cuda.attr("get_current_stream");
-  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kInt64, DType::kInt32,
-                            DType::kUInt8, DType::kBool})
-    l->dtype[static_cast<int>(dtype)] = py::dtype(numpy_num(dtype));
+  for (int i = 0; i < kDTypes; ++i)
+    if (const auto dtype = static_cast<DType>(i); dtype != DType::kBFloat16)
+      l->dtype[i] = py::dtype(numpy_num(dtype));
   l->name = {name("data"),  name("ptr"),     name("device_id"),
              name("shape"), name("strides"), name("dtype")};
   library = l;
+}
+
+// NumPy's, which the array library uses too.
+const py::object& numpy_dtype(DType dtype) {
+  py::object& found = library->dtype[static_cast<int>(dtype)];
+  if (!found) found = py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  return found;
 }
 
 py::object attribute(py::handle object, PyObject* name) {
@@ -66,7 +73,15 @@ void switch_device(const char* op, int device) {
   cuda::set_device(op, device);
 }
 
+// The device of the step that this thread captures, or -1: launches elsewhere would not be
+// captured.
+thread_local int captured_device = -1;
+
 void enter_device(Call& c, int device) {
+  if (captured_device >= 0 && device != captured_device)
+    throw std::runtime_error("[" + std::string(c.op) + "] A captured step runs on one GPU, cuda:" +
+                             std::to_string(captured_device) +
+                             ". Got an array of cuda:" + std::to_string(device) + ".");
   c.device = device;
   const int current = cuda::current_device(c.op);
   if (current == device) return;
@@ -117,7 +132,7 @@ void synchronize(int device) {
 py::object to_device(const py::array& host, int device) {
   enter_device(*call, device);
   Array a;
-  if (host.ndim() > kMaxRank || !dtype_from_numpy(host.dtype().num(), &a.dtype) ||
+  if (host.ndim() > kMaxRank || !dtype_from_numpy(host.dtype(), &a.dtype) ||
       !(host.flags() & py::array::c_style))
     type_error("to_device", "The array must be dense, of a dtype that tensors have. Got " +
                                 std::string(py::str(host.dtype())) + ".");
@@ -125,6 +140,17 @@ py::object to_device(const py::array& host, int device) {
   a = empty(a.dtype, static_cast<int>(host.ndim()), a.shape, Layout::kC);
   cuda::upload(new_exec(), host.data(), host.nbytes(), a.data);
   return a.object;
+}
+
+// The bytes of a NumPy array into a dense array of as many bytes, by kernels; see cuda::upload().
+void upload_into(const py::array& host, py::handle array_) {
+  const Array a = array_arg("upload_into", "array", array_);
+  if (!(host.flags() & py::array::c_style) || !a.is_dense(Layout::kC) ||
+      host.nbytes() != a.size() * size_of(a.dtype) || host.nbytes() % 4 != 0)
+    value_error("upload_into", "The arrays must be dense and of equal bytes. Got " +
+                                   std::to_string(host.nbytes()) + " for " + a.shape_text() + " " +
+                                   name_of(a.dtype) + ".");
+  cuda::upload(new_exec(), host.data(), host.nbytes(), a.data);
 }
 
 }  // namespace
@@ -152,8 +178,8 @@ Array array_arg(const char* op, const char* name, py::handle object) {
   a.data = pointer(memory);
   const py::dtype descr =
       py::reinterpret_steal<py::dtype>(attribute(object, l.name.dtype).release());
-  if (!dtype_from_numpy(descr.num(), &a.dtype))
-    type_error(op, std::string(name) + " must be float32, float64 or an integer. Got dtype " +
+  if (!dtype_from_numpy(descr, &a.dtype))
+    type_error(op, std::string(name) + " must be of a float type or an integer. Got dtype " +
                        std::string(py::str(descr)) + ".");
   const py::tuple shape = attribute(object, l.name.shape);
   const py::tuple strides = attribute(object, l.name.strides);
@@ -182,7 +208,7 @@ void allocate(Array& a, int64_t bytes) {
   }
   const py::object memory = l.alloc(bytes);  // MemoryError says how much was asked for
   a.data = pointer(memory);
-  a.object = l.ndarray(shape, l.dtype[static_cast<int>(a.dtype)], memory, strides);
+  a.object = l.ndarray(shape, numpy_dtype(a.dtype), memory, strides);
 }
 
 Call::Call(const char* name) : op(name), outer(call) { call = this; }
@@ -225,8 +251,12 @@ void bind_backend(py::module_& m) {
   m.def("raise_errors", &raise_errors);
   m.def("synchronize", &synchronize);
   def(m, "to_device", &to_device);
+  def(m, "upload_into", &upload_into);
+  m.def("set_captured_device", [](int device) { captured_device = device; });
   ops<float>();  // an empty slot is an import error
   ops<double>();
+  ops<bfloat16>();
+  ops<float16>();
 }
 
 }  // namespace convgrad::python
