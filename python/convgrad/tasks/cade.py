@@ -28,6 +28,7 @@ __all__ = [
     "SLICES",
     "Splits",
     "Threshold",
+    "box_batches",
     "box_loss",
     "fit_boxes",
     "fit_slices",
@@ -35,12 +36,15 @@ __all__ = [
     "load",
     "look",
     "measure",
+    "slice_batches",
+    "with_lesion",
 ]
 
 CLASSES = ("normal", "abnormal")
 SIZES = (4000, 400, 400)  # slices for training, validation and test; half of each have a lesion
 SLICES = Settings(epochs=8, lr=3e-3)
 BOXES = Settings(epochs=16, lr=1e-2)  # of the half that has a lesion
+VALIDATION_BATCH = 200
 # Where GrowCut's seeds are, as parts of the box, and how much its image is smoothed before, pixels.
 INNER, OUTER, SMOOTH = 0.6, 1.15, 1.0
 
@@ -93,8 +97,9 @@ def fit_slices(
 ) -> train.History:
     """Trains a classifier of slices, normal or abnormal; a row of the history per epoch."""
     return _fit(
-        model, splits.train, splits.validation, lambda labels: int(labels.any()),
-        cross_entropy, {"accuracy": metrics.accuracy}, settings, seed, callbacks,
+        model, slice_batches(splits.train, settings.batch_size, seed),
+        slice_batches(splits.validation, VALIDATION_BATCH),
+        cross_entropy, {"accuracy": metrics.accuracy}, settings, callbacks,
     )  # fmt: skip
 
 
@@ -107,33 +112,54 @@ def fit_boxes(
 ) -> train.History:
     """Trains a network that gives boxes, on the slices with a lesion."""
     return _fit(
-        model, with_lesion(splits.train), with_lesion(splits.validation),
-        lambda labels: lesions.box_of(labels > 0), box_loss, {"iou": _mean_iou},
-        settings, seed, callbacks,
+        model, box_batches(splits.train, settings.batch_size, seed),
+        box_batches(splits.validation, VALIDATION_BATCH),
+        box_loss, {"iou": _mean_iou}, settings, callbacks,
     )  # fmt: skip
+
+
+def slice_batches(
+    slices: lesions.Slices, batch_size: int, seed: int | None = None
+) -> data.DataLoader:
+    """Batches of images and 0 for normal, 1 for abnormal; with a seed shuffled, and mirrored at
+    random."""
+    return _batches(slices, lambda labels: int(labels.any()), batch_size, seed)
+
+
+def box_batches(
+    slices: lesions.Slices, batch_size: int, seed: int | None = None
+) -> data.DataLoader:
+    """Batches of the images with a lesion and its box; with a seed as ``slice_batches``."""
+    return _batches(
+        with_lesion(slices), lambda labels: lesions.box_of(labels > 0), batch_size, seed
+    )
+
+
+def _batches(
+    slices: lesions.Slices,
+    target: Callable[[np.ndarray], Any],
+    batch_size: int,
+    seed: int | None,
+) -> data.DataLoader:
+    source: data.Dataset = data.TensorDataset(slices.images, slices.labels)
+    if seed is None:
+        return data.DataLoader(_Targets(source, target), batch_size)
+    source = data.AugmentedDataset(source, data.Augmentation(flip=(0, 1)), seed)
+    return data.DataLoader(
+        _Targets(source, target), batch_size, shuffle=True, seed=seed, num_workers=1
+    )
 
 
 def _fit(
     model: Any,
-    training: lesions.Slices,
-    validation: lesions.Slices,
-    target: Callable[[np.ndarray], Any],
+    batches: data.DataLoader,
+    validation: data.DataLoader,
     loss: Callable[[Tensor, Tensor], Tensor],
     measured: dict[str, Any],
     settings: Settings,
-    seed: int,
     callbacks: Iterable[train.Callback],
 ) -> train.History:
-    """Adam with a rate that falls to 0 as a cosine; slices are mirrored at random."""
-    mirrored = data.AugmentedDataset(
-        data.TensorDataset(training.images, training.labels),
-        data.Augmentation(flip=(0, 1)),
-        seed,
-    )
-    batches = data.DataLoader(
-        _Targets(mirrored, target), settings.batch_size, shuffle=True, seed=seed, num_workers=1
-    )
-    unseen = _Targets(data.TensorDataset(validation.images, validation.labels), target)
+    """Adam with a rate that falls to 0 as a cosine."""
     optimizer = optim.Adam(model.parameters(), lr=settings.lr)
     falling = optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * len(batches))
     return train.fit(
@@ -142,7 +168,7 @@ def _fit(
         loss,
         optimizer,
         settings.epochs,
-        validation=data.DataLoader(unseen, 200),
+        validation=validation,
         metrics=measured,
         callbacks=[train.SchedulerStep(falling, every="batch"), *callbacks],
     )
@@ -209,22 +235,17 @@ class Threshold(NamedTuple):
     def chosen(cls, slices: lesions.Slices) -> Threshold:
         """The best for these slices: in accuracy and IoU together, and in Dice in true boxes."""
         has, bright = slices.opacities > 0, contrast(slices.images)
-
-        def goodness(alone: float, pixels: int) -> float:
-            parts = _largest_parts(bright, alone)
-            found = _boxes_of(parts[has])
-            return float(
-                ((parts.sum((1, 2)) >= pixels) == has).mean()
-                + metrics.box_iou(found, slices.boxes[has]).mean()
-            )
-
-        def inside(value: float) -> float:
-            masks = _inside(slices.boxes[has], bright.shape[1:]) & (bright[has] > value)
-            return _mean_dice(masks, slices.labels[has] > 0)
-
         steps = [round(0.05 * i, 2) for i in range(2, 20)]
-        tried = {(a, p): goodness(a, p) for a in steps for p in (10, 20, 40, 60)}
-        return cls(*max(tried, key=lambda pair: tried[pair]), max(steps, key=inside))
+        best = (-np.inf, 0.0, 0)
+        for alone in steps:
+            parts = _largest_parts(bright, alone)
+            iou = metrics.box_iou(_boxes_of(parts[has]), slices.boxes[has]).mean()
+            for pixels in (10, 20, 40, 60):
+                accuracy = np.mean((parts.sum((1, 2)) >= pixels) == has)
+                best = max(best, (accuracy + iou, alone, pixels))
+        boxed, truth = _inside(slices.boxes[has], bright.shape[1:]), slices.labels[has] > 0
+        inside = max(steps, key=lambda value: _mean_dice(boxed & (bright[has] > value), truth))
+        return cls(best[1], best[2], inside)
 
     def segment(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W) bool: the largest part of each slice, empty if it is too small."""
@@ -267,9 +288,9 @@ def _mean_dice(masks: np.ndarray, truths: np.ndarray) -> float:
 
 def look(model: Any, images: np.ndarray) -> np.ndarray:
     """Where a SliceCNN saw a lesion: (N, H, W) class-activation maps of 'abnormal'."""
-    model.eval()
+    features = Tensor(train.predict(model.trunk, images)).to(model.classify.weight.device)
     with no_grad():
-        maps = explain.class_activation_maps(model.trunk(Tensor(images)), model.classify)
+        maps = explain.class_activation_maps(features, model.classify)
     return explain.enlarge(maps[:, 1], images.shape[2:])
 
 

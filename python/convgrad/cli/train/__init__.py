@@ -16,11 +16,11 @@ from typing import Any
 
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
-from convgrad.cli.train import cade, classification, tissue
+from convgrad.cli.train import cade, classification, filters, tissue
 
 __all__ = ["add_parser", "open_run"]
 
-FAMILIES = (classification, tissue, cade)
+FAMILIES = (classification, tissue, cade, filters)
 
 
 def add_parser(subparsers: Any) -> None:

@@ -27,6 +27,7 @@ the box gives. Real is the anatomy, the MNI152 average brain that comes with nil
 lesions on a template, four simulated sequences (T1, T1c, T2, FLAIR), bias field and noise are all
 the rest: nothing here says anything about patients. CADe-style: the system is that of Banerjee et
 al. (2018, arXiv:1806.07589), the networks are not, for the paper's layer table is not public."""
+STAGES = {"slice": "stage 1, normal or abnormal", "box": "stage 2, boxes"}
 EXAMPLES = 12  # slices in a picture
 SHOWN = lesions.SEQUENCES.index("FLAIR")
 
@@ -38,23 +39,23 @@ def add_parsers(names: Any) -> None:
         description=DESCRIPTION.replace("\n", " "),
     )
     for stage, settings, what in (
-        ("slice", cade.SLICES, "all training slices, of stage 1"),
-        ("box", cade.BOXES, "the training slices with a lesion, of stage 2"),
+        ("slice", cade.SLICES, "all training slices"),
+        ("box", cade.BOXES, "the training slices with a lesion"),
     ):
         parser.add_argument(
             f"--{stage}-epochs",
             type=positive_int,
             default=settings.epochs,
             metavar="N",
-            help=f"passes over {what} (default: {settings.epochs})",
+            help=f"passes of {STAGES[stage]}, over {what} (default: {settings.epochs})",
         )
         parser.add_argument(
             f"--{stage}-lr",
             type=positive_float,
             default=settings.lr,
             metavar="X",
-            help=f"first learning rate of stage {1 + (stage == 'box')}, which falls to 0 as a "
-            f"cosine (default: {settings.lr:g})",
+            help=f"first learning rate of {STAGES[stage]}; it falls to 0 as a cosine "
+            f"(default: {settings.lr:g})",
         )
     parser.add_argument(
         "--batch-size",
@@ -121,7 +122,7 @@ def _fit(
         ("slice", model.slices, cade.fit_slices, cade.SLICES),
         ("box", model.boxes, cade.fit_boxes, cade.BOXES),
     ):
-        say("stage 1: normal or abnormal" if stage == "slice" else "stage 2: box")
+        say(STAGES[stage])
         chosen = replace(
             settings,
             epochs=getattr(args, f"{stage}_epochs"),
@@ -145,7 +146,7 @@ def _finish(
     title = f"cade, seed {args.seed}"
     for stage, history in histories.items():
         path = folder / f"{stage}_curves.png"
-        viz.learning_curves(history, path, f"{title}: stage {1 + (stage == 'box')}, {stage}s")
+        viz.learning_curves(history, path, f"{title}: {STAGES[stage]}")
     with timed("tested"):
         threshold = cade.Threshold.chosen(splits.validation)
         test = splits.test()
