@@ -98,22 +98,17 @@ struct AxisMap {
   const Stat<T>* weight;
 };
 
-// Losses element by element, input a and target b; p is LossShape::parameter. X(functor, name).
-#define CONVGRAD_LOSSES(X)                                                                     \
-  X(Squared, "squared")        /* (a - b)^2 */                                                 \
-  X(Absolute, "absolute")      /* |a - b| */                                                   \
-  X(SmoothL1, "smooth_l1")     /* d^2 / (2 p) where d = |a - b| < p, else d - p / 2 */         \
-  X(Huber, "huber")            /* d^2 / 2 where d < p, else p (d - p / 2) */                   \
-  X(Bce, "bce")                /* -(b log a + (1 - b) log(1 - a)), logarithms at least -100 */ \
-  X(BceLogits, "bce_logits")   /* the same of sigmoid(a), b log(...) times pos_weight */       \
-  X(SoftMargin, "soft_margin") /* log(1 + exp(-a b)) */                                        \
-  X(Margin, "margin")          /* max(0, p - a b) */                                           \
-  X(HingeEmbedding, "hinge_embedding") /* a where b is 1, max(0, p - a) where b is -1 */
-
+// Losses element by element, input a and target b; p is LossShape::parameter.
 enum class LossKind {
-#define CONVGRAD_NAME(functor, name) k##functor,
-  CONVGRAD_LOSSES(CONVGRAD_NAME)
-#undef CONVGRAD_NAME
+  kSquared,         // (a - b)^2
+  kAbsolute,        // |a - b|
+  kSmoothL1,        // d^2 / (2 p) where d = |a - b| < p, else d - p / 2
+  kHuber,           // d^2 / 2 where d < p, else p (d - p / 2)
+  kBce,             // -(b log a + (1 - b) log(1 - a)), logarithms at least -100
+  kBceLogits,       // the same of sigmoid(a), b log(...) times pos_weight
+  kSoftMargin,      // log(1 + exp(-a b))
+  kMargin,          // max(0, p - a b)
+  kHingeEmbedding,  // a where b is 1, max(0, p - a) where b is -1
 };
 struct LossShape {
   LossKind kind;

@@ -4,10 +4,15 @@ namespace convgrad::python {
 namespace {
 
 LossKind kind_arg(const std::string& kind) {
-#define CONVGRAD_CASE(Kind, name) \
-  if (kind == name) return LossKind::k##Kind;
-  CONVGRAD_LOSSES(CONVGRAD_CASE)
-#undef CONVGRAD_CASE
+  if (kind == "squared") return LossKind::kSquared;
+  if (kind == "absolute") return LossKind::kAbsolute;
+  if (kind == "smooth_l1") return LossKind::kSmoothL1;
+  if (kind == "huber") return LossKind::kHuber;
+  if (kind == "bce") return LossKind::kBce;
+  if (kind == "bce_logits") return LossKind::kBceLogits;
+  if (kind == "soft_margin") return LossKind::kSoftMargin;
+  if (kind == "margin") return LossKind::kMargin;
+  if (kind == "hinge_embedding") return LossKind::kHingeEmbedding;
   value_error("loss", "unknown kind. Got '" + kind + "'.");
 }
 

@@ -155,11 +155,24 @@ struct HingeEmbedding {
 template <class Fn>
 void with_kind(LossKind kind, const Fn& fn) {
   switch (kind) {
-#define CONVGRAD_CASE(Kind, name) \
-  case LossKind::k##Kind:         \
-    return fn(Kind{});
-    CONVGRAD_LOSSES(CONVGRAD_CASE)
-#undef CONVGRAD_CASE
+    case LossKind::kSquared:
+      return fn(Squared{});
+    case LossKind::kAbsolute:
+      return fn(Absolute{});
+    case LossKind::kSmoothL1:
+      return fn(SmoothL1{});
+    case LossKind::kHuber:
+      return fn(Huber{});
+    case LossKind::kBce:
+      return fn(Bce{});
+    case LossKind::kBceLogits:
+      return fn(BceLogits{});
+    case LossKind::kSoftMargin:
+      return fn(SoftMargin{});
+    case LossKind::kMargin:
+      return fn(Margin{});
+    case LossKind::kHingeEmbedding:
+      return fn(HingeEmbedding{});
   }
 }
 
