@@ -16,6 +16,10 @@ ROWS, CLASSES = cg.ones(2, 3), cg.tensor([0, 1])
 # (call, what the TypeError must say)
 STRANGERS = [
     (lambda: F.conv2d(X, ARRAY), r"[conv2d] weight must be a Tensor. Got ndarray float32 (2, 3, 4"),
+    (
+        lambda: F.conv2d(X, np.float32),
+        r"[conv2d] weight must be a Tensor. Got <class 'numpy.float32'>.",
+    ),
     (lambda: F.conv2d(X, None), r"[conv2d] weight must be a Tensor. Got None."),
     (lambda: F.conv_transpose2d(X, "w"), r"[conv_transpose2d] weight must be a Tensor. Got 'w'."),
     (
