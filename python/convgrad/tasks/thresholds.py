@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from convgrad.extras import require
-from convgrad.tasks.tumour import Slices, region_dice
+from convgrad.tasks.tumour import region_dice
+from convgrad.tasks.tumour_slices import Slices
 
 __all__ = ["Thresholds"]
 
@@ -47,7 +48,7 @@ class Thresholds:
 
     def _scores(self, slices: Slices, sigma: float) -> list[np.ndarray]:
         ndimage = require("scipy.ndimage", "medical")
-        m = (slices.images.shape[2] - slices.labels.shape[1]) // 2
+        m = slices.margin
         smooth = ndimage.gaussian_filter(slices.images, (0, 0, sigma, sigma))
         t1, t1c, t2, flair = smooth[:, :4, m:-m, m:-m].swapaxes(0, 1)
         return [flair + 0.5 * t2 - t1, t1c - t1, t2 - flair]

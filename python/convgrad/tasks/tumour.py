@@ -7,55 +7,47 @@ healthy: the first phase teaches it to see tumours, the second how rare they are
 As every layer is "valid" and of stride 1, a crop of 48x48 gives what its 256 patches would: crops
 are trained on instead, which costs a hundredth per pixel. That each class counts equally is then
 the loss's doing (:func:`balanced_cross_entropy`).
-
-The slices are simulated (see ``lesions``) or read from NIfTI files; a network never knows which.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from convgrad import data, functional, metrics, models, nn, optim, tensor, train
 from convgrad.backend import host
-from convgrad.data.nifti import Case
 from convgrad.models.havaei import MARGIN
-from convgrad.tasks import lesions
+from convgrad.tasks.tumour_slices import CLASSES, Slices
 from convgrad.tensor import Tensor
 
 __all__ = [
-    "CLASSES",
     "CROP",
     "DEFAULTS",
     "MODELS",
     "REGIONS",
     "Settings",
-    "Slices",
     "balanced_cross_entropy",
     "compare_patches",
     "crops",
     "fit",
-    "joined",
     "margin_of",
     "network",
-    "of_case",
+    "parts",
     "region_dice",
+    "seen",
     "segment",
-    "simulated",
 ]
 
-CLASSES = lesions.REGIONS
 MODELS = ("twopath", "inputcascade")
 # The regions that are scored, as in the BraTS challenges, and the classes that they hold.
 REGIONS = {"complete": (1, 2, 3), "core": (1, 2), "enhancing": (2,)}
 CROP = 16  # pixels along each side of a crop that are classified
 PATCHES = 64  # patches per batch where patches are compared with whole slices
-BRATS = np.array([0, 1, 3, 2], np.uint8)  # their classes are healthy, core, edema, enhancing
 
 
 @dataclass(frozen=True)
@@ -84,44 +76,7 @@ DEFAULTS = Settings()
 WIDTH = 0.25  # of the paper's numbers of maps, by default
 
 
-# ---- slices ----
-
-
-class Slices(NamedTuple):
-    """Slices as networks see them.
-
-    Attributes:
-        images: (N, C, H + 2 m, W + 2 m) float32, each channel with mean 0 and variance 1, and
-            continued beyond its edges by m pixels, mirrored.
-        labels: (N, H, W) uint8, as in CLASSES.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def margin_of(model: str) -> int:
-    """How far a network of this name (in MODELS) sees around a pixel."""
-    return 2 * MARGIN if model == "inputcascade" else MARGIN
-
-
-def simulated(seed: int, split: str, indices: range, margin: int = MARGIN) -> Slices:
-    """These slices of a split of ``lesions``, half of them with a lesion."""
-    drawn = lesions.slices(seed, split, indices)
-    spread = drawn.images.std((2, 3), keepdims=True)
-    images = (drawn.images - drawn.images.mean((2, 3), keepdims=True)) / spread
-    return Slices(_surrounded(images, margin), drawn.labels)
-
-
-def of_case(case: Case, margin: int = MARGIN) -> Slices:
-    """The axial slices of a subject in BraTS's layout, whose images are standardised."""
-    images = np.moveaxis(case.images, 3, 0)
-    return Slices(_surrounded(images, margin), np.moveaxis(BRATS[case.label], 2, 0))
-
-
-def _surrounded(images: np.ndarray, margin: int) -> np.ndarray:
-    around = (margin, margin)
-    return np.pad(images, ((0, 0), (0, 0), around, around), mode="reflect").astype(np.float32)
+# ---- crops ----
 
 
 def crops(slices: Slices, count: int, seed: int, balanced: bool) -> data.RandomPatches:
@@ -135,7 +90,7 @@ def crops(slices: Slices, count: int, seed: int, balanced: bool) -> data.RandomP
         balanced: whether all classes are equally often in the middle; else all places are equally
             likely.
     """
-    margin = (slices.images.shape[2] - slices.labels.shape[1]) // 2
+    margin = slices.margin
     labels = np.pad(slices.labels, ((0, 0), (margin, margin), (margin, margin)))
     size = (CROP + 2 * margin,) * 2
     return data.RandomPatches(
@@ -144,6 +99,11 @@ def crops(slices: Slices, count: int, seed: int, balanced: bool) -> data.RandomP
 
 
 # ---- networks ----
+
+
+def margin_of(model: str) -> int:
+    """How far a network of this name (in MODELS) sees around a pixel."""
+    return 2 * MARGIN if model == "inputcascade" else MARGIN
 
 
 def network(model: str, width: float = WIDTH, channels: int = 4) -> Any:
@@ -170,12 +130,24 @@ def _drawn(net: Any) -> Any:
     return net
 
 
-def joined(cascade: Any, slices: Slices) -> Slices:
-    """What a cascade's second network sees of slices with a margin of 32 pixels: images and the
-    first network's probabilities, with a margin of 16. Computed once, as the first one learns no
-    more."""
-    images = [train.predict(_Joined(cascade), image[None]) for image in slices.images]
-    return Slices(np.concatenate(images), slices.labels)
+def parts(model: Any) -> dict[str, Any]:
+    """The networks to train one after the other, by name: a TwoPathCNN itself, or both of a
+    cascade."""
+    if isinstance(model, models.InputCascadeCNN):
+        return {"TwoPathCNN": model.first, "InputCascadeCNN": model.second}
+    return {"TwoPathCNN": model}
+
+
+def seen(model: Any, part: str, slices: Slices) -> Slices:
+    """What this part of a model sees, with a margin of 16 pixels, of slices with the model's
+    margin. For a cascade's second network that is images and the first one's probabilities,
+    computed here once, as the first one learns no more."""
+    if part == "InputCascadeCNN":
+        images = train.predict(_Joined(model), slices.images, batch_size=1)
+        return Slices(images, slices.labels)
+    beyond = slices.margin - MARGIN
+    inner = slice(beyond, -beyond or None)
+    return Slices(slices.images[:, :, inner, inner], slices.labels)
 
 
 class _Joined(nn.Module):
@@ -228,7 +200,7 @@ def fit(
     seed: int = 0,
     callbacks: Iterable[train.Callback] = (),
 ) -> train.History:
-    """Trains a TwoPathCNN, or a cascade's second network on :func:`joined` slices, in one phase.
+    """Trains one of a model's :func:`parts`, on what it has :func:`seen`, in one phase.
 
     Args:
         net: all of it is trained in phase 1, only its ``head`` in phase 2; nothing of it has
