@@ -5,6 +5,7 @@ import numpy as np
 
 import convgrad as cg
 import convgrad.functional as F
+from convgrad import viz
 
 
 def sigmoid(a):
@@ -40,6 +41,18 @@ def by_tape(W0, W1, w, x, t):
     return loss.item(), gradients
 
 
+def letters(W0, W1, w, x, t):
+    """The graph of the loss, its values and gradients under the slides' letters."""
+    named = {"W0": W0, "W1": W1, "w": w}
+    named = {name: cg.tensor(a, requires_grad=True) for name, a in named.items()}
+    named |= {"x": cg.tensor(x), "t": cg.tensor(np.array(t))}
+    W0, W1, w, x, t = named.values()
+    with viz.record() as tape:
+        y = F.sigmoid(w @ F.sigmoid(W1 @ F.sigmoid(W0 @ x)))
+        loss = F.binary_cross_entropy(y, t)
+    return tape.graph(loss, {**named, "y": y})
+
+
 def chain_rule_recap(x):
     """The recap slide: f(u) = u^2, u(v) = 2 v, v(x) = 1 / x, by hand and by the tape."""
     u = 2 / x
@@ -62,6 +75,8 @@ def main():
         for name, gradient in gradients.items():
             difference = np.abs(gradient - tape_gradients[name]).max()
             print(f"       dloss/d{name:<2} {gradient.shape!s:>7}   differs by {difference:.0e}")
+    print("\nEvery step of the forward pass, and the gradient that came back to it:")
+    print(letters(W0, W1, w, x, t=1.0))
 
 
 if __name__ == "__main__":

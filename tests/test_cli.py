@@ -24,6 +24,8 @@ pytest.importorskip("safetensors", reason="needs: pip install '.[demo]'")
 RUN_FILES = [
     "config.json",
     "confusion_matrix.png",
+    "feature_maps.png",
+    "filters.png",
     "learning_curves.png",
     "metrics.jsonl",
     "model.safetensors",
@@ -93,7 +95,7 @@ def test_run_folder_holds_everything(digits_run):
     assert f"test accuracy {rows[-1]['test_accuracy']:.4f}" == lines[-1]
     weights = cg.io.load(folder / "model.safetensors")
     assert weights["0.weight"].shape == (32, 1, 3, 3)
-    for name in ("learning_curves.png", "confusion_matrix.png"):
+    for name in (name for name in RUN_FILES if name.endswith(".png")):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 

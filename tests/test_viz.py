@@ -71,6 +71,7 @@ def test_mosaic_puts_tiles_in_rows():
     assert (picture[:2, :4] == 0).all() and (picture[:2, 5:] == 1).all()
     assert (picture[3:, :4] == 2).all() and np.isnan(picture[3:, 5:]).all()
     assert np.isnan(picture[2]).all() and np.isnan(picture[:, 4]).all()
+    assert [images._columns(n) for n in (1, 3, 16, 24, 32, 37)] == [1, 3, 4, 6, 8, 7]
 
 
 @pytest.mark.quick

@@ -12,7 +12,11 @@ from convgrad.cli.options import add_machine_options, apply_machine_options
 
 __all__ = ["add_parser", "run"]
 
-FORMATS = """Of a network that classifies it prints a line per image: its path, the class, the
+FORMATS = """Of a network that segments volumes, it writes the classes of one subject's voxels to
+--out, a NIfTI file with the volume's affine; each FILE is a channel (.nii or .nii.gz), in the order
+of training. A network trained on the simulated brain expects one T1-weighted volume without skull,
+axes towards right, anterior, superior, and voxels of 1 mm (2-D) or 2 mm (3-D).
+Of a network that classifies images it prints a line per image: its path, the class, the
 class's probability. An image file (PNG, JPEG, ... whatever pillow reads) is made grey, resized to
 the size that the network was trained on, and scaled to [0, 1]. A .npy file holds one image (H, W),
 uint8 in 0..255 or float in [0, 1]; it is resized too. The networks learned bright strokes on a dark
@@ -22,12 +26,13 @@ ground: for dark ink on bright paper add --invert."""
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
-        help="classify images with a trained network",
+        help="classify images or segment a volume with a trained network",
         description=FORMATS.replace("\n", " "),
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image or .npy file")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image or volume")
     parser.add_argument("--invert", action="store_true", help="the images are dark on bright")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write a segmentation")
     add_machine_options(parser)
     parser.set_defaults(run=run)
 

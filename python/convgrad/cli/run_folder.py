@@ -4,7 +4,8 @@ config.json            task, model and every setting, version and instruction se
 metrics.jsonl          a row per epoch; the last row is the test
 model.safetensors      the weights after the last epoch
 learning_curves.png    loss and metrics by epoch
-and further pictures of the task, such as confusion_matrix.png of a classifier's test images
+and further pictures of the task, such as confusion_matrix.png of a classifier's test images, or
+filters.png and feature_maps.png of a convolutional one's first layer
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["CLASSES", "Brain", "blocks", "corrupt", "load"]
 CLASSES = ("background", "CSF", "grey matter", "white matter")
 NOISE = 0.09  # of the brightest voxel: sigma of the noise in both channels of the receiver
 BIAS = 0.25  # the field's largest deviation from 1
+COARSE = 17
 # Axial slices that show enough brain at 1 mm, cut into blocks of 20 to train on and 12 to test on
 # with gaps of 8. Of each training block the last 4 slices, behind a gap of 3, are for validation.
 FIRST, END = 20, 140
@@ -72,17 +74,45 @@ def blocks(millimetres: int = 1) -> dict[str, np.ndarray]:
     return {k: np.unique(np.array(v) // millimetres) for k, v in found.items()}
 
 
-def corrupt(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def corrupt(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    whole: Sequence[int] | None = None,
+    start: Sequence[int] | None = None,
+) -> np.ndarray:
     """The image as a magnitude scan: under a smooth bias field, with Rician noise.
 
     The field is a polynomial of second order in the axes with random coefficients, scaled to
     deviate from 1 by at most BIAS; noise is added to the real and the imaginary part.
+
+    Args:
+        image: (...) float32.
+        rng: what is drawn from.
+        whole, start: where the image is a window that begins at ``start`` of a scan of shape
+            ``whole``, whose field it is then under. (That field's largest deviation is looked for
+            on a grid of COARSE points an axis only.)
     """
-    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape]
-    grid = np.meshgrid(*axes, indexing="ij", sparse=True)
-    terms = [*grid, *(a * b for i, a in enumerate(grid) for b in grid[i:])]
-    field = sum(c * term for c, term in zip(rng.uniform(-1, 1, len(terms)), terms))
-    field = np.broadcast_to(field, image.shape).astype(np.float32)
-    field = 1 + BIAS * field / np.abs(field).max()
+    shape = image.shape if whole is None else whole
+    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
+    terms = len(axes) * (len(axes) + 3) // 2
+    coefficients = rng.uniform(-1, 1, terms)
+    if whole is None or start is None:
+        field = _polynomial(coefficients, axes)
+        largest = np.abs(field).max()
+    else:
+        field = _polynomial(
+            coefficients, [a[s : s + n] for a, s, n in zip(axes, start, image.shape)]
+        )
+        coarse = np.linspace(-1, 1, COARSE, dtype=np.float32)
+        largest = np.abs(_polynomial(coefficients, [coarse] * len(axes))).max()
+    field = 1 + BIAS * field / largest
     real, imaginary = NOISE * rng.standard_normal((2, *image.shape), np.float32)
     return np.hypot(image * field + real, imaginary)
+
+
+def _polynomial(coefficients: np.ndarray, axes: Sequence[np.ndarray]) -> np.ndarray:
+    """The polynomial of second order without a constant on the grid of the axes, float32."""
+    grid = np.meshgrid(*axes, indexing="ij", sparse=True)
+    terms = [*grid, *(a * b for i, a in enumerate(grid) for b in grid[i:])]
+    field = sum(c * term for c, term in zip(coefficients, terms))
+    return np.broadcast_to(field, [len(a) for a in axes]).astype(np.float32)

@@ -44,16 +44,20 @@ def filters(weights: Any, path: Path, title: str = "") -> None:
     _check_finite("filters", "weights", w)
     planes = w.reshape(len(w), -1, *w.shape[-2:]).astype(np.float64)
     planes = planes / np.maximum(np.abs(planes).max((1, 2, 3), keepdims=True), 1e-300)
-    columns = planes.shape[1] if planes.shape[1] > 1 else math.ceil(math.sqrt(len(w)))
-    picture = _mosaic(planes.reshape(-1, *w.shape[-2:]), columns)
+    columns = planes.shape[1] if planes.shape[1] > 1 else _columns(len(w))
+    finer = max(1, 24 // max(w.shape[-2:]))  # so that the gaps between small filters are thin
+    tiles = planes.reshape(-1, *w.shape[-2:]).repeat(finer, 1).repeat(finer, 2)
+    picture = _mosaic(tiles, columns)
     figure = new_figure(*_size(picture.shape, 4.2, title))
     axes = _axes_of(figure, title)
-    axes.imshow(picture, cmap=_with_gaps("gray"), vmin=-1, vmax=1, interpolation="nearest")
+    grey = _with_gaps("gray", "lightsteelblue")  # neither black nor white, which weights may be
+    axes.imshow(picture, cmap=grey, vmin=-1, vmax=1, interpolation="nearest")
     write(figure, path)
 
 
 def feature_maps(activation: Any, path: Path, title: str = "", images: Any = None) -> None:
-    """What a layer answers: a row of maps per image, all on the one scale of the bar beside them.
+    """What a layer answers: a row of maps per image, all on the scale of the bar beside them.
+    Its upper end leaves out the highest half per cent.
 
     Args:
         activation: (K, h, w), the K maps of one image, as a square; or (N, K, h, w), a row each.
@@ -70,11 +74,13 @@ def feature_maps(activation: Any, path: Path, title: str = "", images: Any = Non
         )
     _check_finite("feature_maps", "activation", maps)
     count = len(maps) if maps.ndim == 4 else 1
-    columns = maps.shape[1] if count > 1 else math.ceil(math.sqrt(maps.shape[-3]))
+    columns = maps.shape[1] if count > 1 else _columns(maps.shape[-3])
     picture = _mosaic(maps.reshape(-1, *maps.shape[-2:]).astype(np.float64), columns)
     shown = None if images is None else _pictures("feature_maps", "images", images, count)
     width, height = _size(picture.shape, min(2.5 + 0.5 * columns, 9.0), "")
-    beside = 0.0 if shown is None else height / count * shown.shape[2] / shown.shape[1]
+    beside = 0.0
+    if shown is not None:
+        beside = max(0.5, height / count * shown.shape[2] / shown.shape[1])
     figure = new_figure(width + beside + 0.9, height + 0.3 * (bool(title) + (shown is not None)))
     if title:
         figure.suptitle(title, fontsize=10)
@@ -84,10 +90,22 @@ def feature_maps(activation: Any, path: Path, title: str = "", images: Any = Non
         _hide(parts[0])
         parts[0].imshow(_mosaic(_stretched(shown), 1), cmap=_with_gaps("gray"))
         parts[0].set_title("image", fontsize=9)
-    _hide(parts[-1])
-    drawn = parts[-1].imshow(picture, cmap=_with_gaps("viridis"), interpolation="nearest")
-    figure.colorbar(drawn, ax=parts[-1], fraction=0.05, pad=0.02).ax.tick_params(labelsize=8)
+    _scaled(figure, parts[-1], picture)
     write(figure, path)
+
+
+def _scaled(figure: Any, axes: Any, picture: np.ndarray) -> None:
+    """The picture, and a bar of its scale; a single peak does not darken all the rest."""
+    values = picture[np.isfinite(picture)]
+    high, most = np.percentile(values, 99.5), values.max()
+    _hide(axes)
+    drawn = axes.imshow(
+        picture, cmap=_with_gaps("viridis"), interpolation="nearest", vmin=values.min(),
+        vmax=high if high > values.min() else most,
+    )  # fmt: skip
+    extend = "max" if values.min() < high < most else "neither"
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.05, pad=0.02, extend=extend)
+    bar.ax.tick_params(labelsize=8)
 
 
 def overlays(
@@ -252,6 +270,12 @@ def _rows(op: str, name: str, value: Any, count: int, width: int) -> np.ndarray:
 # ---- drawing ----
 
 
+def _columns(count: int) -> int:
+    """Of a grid about as wide as high, or up to twice as wide if then no place stays empty."""
+    least = math.ceil(math.sqrt(count))
+    return next((c for c in range(least, 2 * least) if count % c == 0), least)
+
+
 def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     """Tiles (N, h, w) in rows of ``columns`` in one picture, with gaps of NaN between them."""
     n, height, width = tiles.shape
@@ -270,9 +294,9 @@ def _stretched(images: np.ndarray) -> np.ndarray:
     return (images - low) / np.where(high > low, high - low, 1)
 
 
-def _with_gaps(name: str) -> Any:
-    """A colour map in which NaN is white."""
-    return require("matplotlib").colormaps[name].with_extremes(bad="white")
+def _with_gaps(name: str, gap: str = "white") -> Any:
+    """A colour map in which NaN has the colour ``gap``."""
+    return require("matplotlib").colormaps[name].with_extremes(bad=gap)
 
 
 def _size(shape: tuple[int, ...], width: float, title: str) -> tuple[float, float]:

@@ -26,7 +26,7 @@ def learning_curves(
         raise ValueError("[learning_curves] history must have a row with a loss. Got none.")
     figure = new_figure(4.8 * len(names), 3.6)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, fontsize=10)
     epochs = [row["epoch"] for row in history]
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names):
         for key, label, colour in (
@@ -70,7 +70,7 @@ def confusion_matrix(
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if title:
-        axes.set_title(title)
+        figure.suptitle(title, fontsize=10)
     write(figure, path)
 
 

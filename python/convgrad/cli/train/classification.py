@@ -243,7 +243,19 @@ def _finish(
         task.CLASSES,
         f"{title}: test accuracy {row['accuracy']:.4f}",
     )
+    if args.model == "cnn":
+        _draw_first_layer(model, test, folder, title)
     say(f"test accuracy {row['accuracy']:.4f}")
+
+
+def _draw_first_layer(model: Any, test: Images, folder: Path, title: str) -> None:
+    """Its filters, and what they answer to the first test images of up to 5 classes."""
+    convolution = model[0]
+    viz.filters(convolution.weight, folder / "filters.png", f"{title}: first filters")
+    shown = test.images[np.unique(test.labels, return_index=True)[1][:5]]
+    first = nn.Sequential(*list(model)[:3])  # convolution, normalisation, ReLU
+    maps = train.predict(first, shown)
+    viz.feature_maps(maps, folder / "feature_maps.png", f"{title}: what they answer", shown)
 
 
 # ---- a trained network ----
