@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,30 +22,36 @@ class Thresholds:
     in FLAIR.
     """
 
-    SIGMAS = (1.0, 1.5, 2.0)
-    LEVELS = np.arange(-1.0, 6.0, 0.1)
+    SIGMAS = (1.0, 1.5, 2.0)  # pixels
+    LEVELS = np.arange(-1.0, 5.0, 0.2)  # standard deviations of a slice
 
     def fit(self, slices: Slices) -> Thresholds:
-        """Tries every threshold, for one region after the other."""
-        found = []
-        for sigma in self.SIGMAS:
-            score = self._scores(slices, sigma)
-            self.sigma, self.levels = sigma, [math.inf] * 3
-            for i, region in enumerate(("complete", "enhancing", "core")):
-                found_levels = []
-                for level in self.LEVELS:
-                    self.levels[i] = level
-                    dice = region_dice(self._classes(*score), slices.labels)[region]
-                    found_levels.append((dice, level))
-                self.levels[i] = max(found_levels)[1]
-            dice = region_dice(self._classes(*score), slices.labels)
-            found.append((sum(dice.values()), sigma, list(self.levels)))
-        _, self.sigma, self.levels = max(found)
+        """Tries every threshold, for one region after the other, at every smoothing."""
+        _, self.sigma, *self.levels = max(self._fit_at(sigma, slices) for sigma in self.SIGMAS)
         return self
+
+    def _fit_at(self, sigma: float, slices: Slices) -> tuple[float, ...]:
+        """(sum of the regions' Dice, sigma, the best thresholds)."""
+        abnormal, uptake, fluid = self._scores(slices, sigma)
+
+        def best(region: str, classes: Callable[[float], np.ndarray]) -> tuple[float, float]:
+            return max(
+                (region_dice(classes(level), slices.labels)[region], float(level))
+                for level in self.LEVELS
+            )
+
+        first, complete = best("complete", lambda level: 3 * _largest(abnormal > level))
+        mask = _largest(abnormal > complete)
+        second, enhancing = best("enhancing", lambda level: mask * _kinds(uptake > level, False))
+        bright = uptake > enhancing
+        third, core = best("core", lambda level: mask * _kinds(bright, fluid > level))
+        return first + second + third, sigma, complete, enhancing, core
 
     def segment(self, slices: Slices) -> np.ndarray:
         """The classes (N, H, W) uint8."""
-        return self._classes(*self._scores(slices, self.sigma))
+        scores = self._scores(slices, self.sigma)
+        complete, enhancing, core = (s > level for s, level in zip(scores, self.levels))
+        return (_largest(complete) * _kinds(enhancing, core)).astype(np.uint8)
 
     def _scores(self, slices: Slices, sigma: float) -> list[np.ndarray]:
         ndimage = require("scipy.ndimage", "medical")
@@ -53,16 +60,18 @@ class Thresholds:
         t1, t1c, t2, flair = smooth[:, :4, m:-m, m:-m].swapaxes(0, 1)
         return [flair + 0.5 * t2 - t1, t1c - t1, t2 - flair]
 
-    def _classes(self, abnormal: np.ndarray, uptake: np.ndarray, fluid: np.ndarray) -> np.ndarray:
-        complete, enhancing, core = self.levels
-        mask = np.stack([_largest(m) for m in abnormal > complete])
-        kind = np.where(uptake > enhancing, 2, np.where(fluid > core, 1, 3))
-        return (mask * kind).astype(np.uint8)
+
+def _kinds(enhancing: Any, core: Any) -> np.ndarray:
+    """The class of each abnormal pixel: enhancing comes before core, the rest is edema."""
+    return np.where(enhancing, 2, np.where(core, 1, 3))
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask."""
-    labels, count = require("scipy.ndimage", "medical").label(mask)
-    if count < 2:
-        return mask
-    return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+def _largest(masks: np.ndarray) -> np.ndarray:
+    """The largest connected part of each mask (H, W)."""
+    label = require("scipy.ndimage", "medical").label
+    out = masks.copy()
+    for mask in out:
+        labels, count = label(mask)
+        if count > 1:
+            mask[...] = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    return out

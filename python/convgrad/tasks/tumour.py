@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from convgrad import data, functional, metrics, models, nn, optim, tensor, train
+from convgrad.autograd import no_grad
 from convgrad.backend import host
 from convgrad.models.havaei import MARGIN
 from convgrad.tasks.tumour_slices import CLASSES, Slices
@@ -126,7 +127,8 @@ def _drawn(net: Any) -> Any:
     for name, parameter in net.named_parameters():
         if name.endswith("weight"):
             nn.init.kaiming_normal_(parameter)
-    net.head.weight.mul_(0.1)  # begin near equal probabilities
+    with no_grad():
+        net.head.weight.mul_(0.1)  # begin near equal probabilities
     return net
 
 
@@ -261,7 +263,11 @@ def _optimizer(net: Any, settings: Settings, phase: int) -> Any:
         return optim.Adam(head, lr=lr)
     known = {id(p) for p in head}
     rest = [p for p in net.parameters() if id(p) not in known]
-    return optim.Adam([{"params": rest}, {"params": head, "lr": lr * settings.head_lr}], lr=lr)
+    groups: list[dict[str, Any]] = [
+        {"params": rest},
+        {"params": head, "lr": lr * settings.head_lr},
+    ]
+    return optim.Adam(groups, lr=lr)
 
 
 # ---- prediction ----

@@ -150,12 +150,16 @@ def _fit(model: Any, source: Any, config: dict[str, Any], path: Path) -> dict[st
             for row in history:
                 write_row(path, {"network": name, "phase": phase, **row})
             if phase == 1:
-                first_heads[name] = {k: np.array(v) for k, v in net.head.state_dict().items()}
+                first_heads[name] = _copied(net.head)
             rows += [{**row, "epoch": row["epoch"] + len(rows)} for row in history]
         title = f"{name}, seed {config['seed']}; the last {settings.epochs[1]} epochs: phase 2"
         viz.learning_curves(rows, path / f"learning_curves_{name}.png", title)
         viz.filters(net.local1[0].weight, path / f"filters_{name}.png", f"{name}, 7x7 filters")
     return first_heads
+
+
+def _copied(module: Any) -> dict[str, Any]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 # ---- measuring ----
@@ -170,7 +174,7 @@ def _finish(
     results = {"thresholds": [thresholds.segment(s.slices) for s in subjects]}
     for name, net in tumour.parts(model).items():
         views = [tumour.seen(model, name, s.slices).images for s in subjects]
-        last = net.head.state_dict()
+        last = _copied(net.head)
         for phase, head in ((1, first_heads[name]), (2, last)):
             net.head.load_state_dict(head)
             results[f"{name} phase {phase}"] = [tumour.segment(net, view) for view in views]
