@@ -40,6 +40,7 @@ __all__ = [
     "network",
     "parts",
     "region_dice",
+    "schedule",
     "seen",
     "segment",
 ]
@@ -223,11 +224,9 @@ def fit(
     dataset = crops(slices, steps * settings.batch_size, 2 * seed + phase, balanced=phase == 1)
     optimizer = _optimizer(net, settings, phase)
 
-    def schedule(step: int) -> float:
-        falling = 0.5 + 0.5 * math.cos(math.pi * step / (epochs * steps))
-        return min(1.0, (step + 1) / settings.warm_up) * falling
-
-    scheduler = optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    scheduler = optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule(step, epochs * steps, settings.warm_up)
+    )
     history = train.fit(
         net,
         data.DataLoader(dataset, settings.batch_size, num_workers=1),
@@ -243,6 +242,11 @@ def fit(
     )
     net.requires_grad_(False)
     return history
+
+
+def schedule(step: int, steps: int, warm_up: int) -> float:
+    """The part of the highest learning rate after this many of all ``steps`` updates."""
+    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 class _Batch:

@@ -50,7 +50,7 @@ class Simulated:
 
     Args:
         seed: of 'train' and 'validation'; 'test' has its own.
-        count: how many slices each network is trained on.
+        count: how many slices the first network is trained on.
         margin: m of :class:`Slices`.
     """
 
@@ -58,9 +58,11 @@ class Simulated:
         self.seed, self.count, self.margin = seed, count, margin
 
     def training(self, number: int = 0) -> Slices:
-        """Slices for the network of this number: each has its own."""
-        start = number * self.count
-        return self._draw("train", range(start, start + self.count))
+        """Slices for the network of this number: each has its own. The second one's are a quarter
+        as many: the first one has to segment them."""
+        if number == 0:
+            return self._draw("train", range(self.count))
+        return self._draw("train", range(self.count, self.count + max(1, self.count // 4)))
 
     def validation(self) -> Slices:
         """Slices to choose settings by."""

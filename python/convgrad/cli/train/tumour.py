@@ -24,7 +24,7 @@ from convgrad.tasks.tumour_slices import CLASSES, Folder, Simulated, Slices, Sub
 __all__ = ["TASKS", "add_parsers", "build", "evaluate", "predict", "run"]
 
 TASKS = ("tumour",)
-TRAIN_SLICES = 800  # simulated, to train a network on; another set for each
+TRAIN_SLICES = 2000  # simulated
 THRESHOLD_SLICES = 100  # of the training slices, to choose thresholds on
 PICTURES = 5  # slices shown
 
@@ -61,7 +61,11 @@ def add_parsers(names: Any) -> None:
         ("output-epochs", DEFAULTS.epochs[1], "epochs of phase 2"),
         ("steps", DEFAULTS.steps, "updates per epoch"),
         ("batch-size", DEFAULTS.batch_size, "crops per update, 256 pixels each"),
-        ("slices", TRAIN_SLICES, "simulated slices to train each network on"),
+        (
+            "slices",
+            TRAIN_SLICES,
+            "simulated slices to train on; a cascade's second network gets a quarter more",
+        ),
     ):
         task.add_argument(
             f"--{flag}", type=positive_int, default=value, metavar="N",
