@@ -76,6 +76,9 @@ def fit(net: Any, slices: Slices, phase: int, seed: int, layout: Any) -> None:
     """convgrad.tasks.tumour.fit, in PyTorch."""
     net.requires_grad_(phase == 1)
     net.head.requires_grad_(True)
+    if phase == 2:
+        with torch.no_grad():
+            net.head.bias += torch.from_numpy(tumour.log_parts(slices.labels))
     total = DEFAULTS.epochs[phase - 1] * DEFAULTS.steps
     optimizer = optimizer_of(net, phase)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -36,6 +36,7 @@ __all__ = [
     "compare_patches",
     "crops",
     "fit",
+    "log_parts",
     "margin_of",
     "network",
     "parts",
@@ -69,7 +70,7 @@ class Settings:
     epochs: tuple[int, int] = (8, 2)
     steps: int = 75
     batch_size: int = 8
-    lr: tuple[float, float] = (1e-3, 5e-4)
+    lr: tuple[float, float] = (1e-3, 3e-5)
     head_lr: float = 0.3
     warm_up: int = 20
 
@@ -220,6 +221,9 @@ def fit(
     """
     net.requires_grad_(phase == 1)
     net.head.requires_grad_(True)
+    if phase == 2:
+        with no_grad():
+            net.head.bias.add_(tensor(log_parts(slices.labels), device=net.head.bias.device))
     epochs, steps = settings.epochs[phase - 1], settings.steps
     dataset = crops(slices, steps * settings.batch_size, 2 * seed + phase, balanced=phase == 1)
     optimizer = _optimizer(net, settings, phase)
@@ -242,6 +246,13 @@ def fit(
     )
     net.requires_grad_(False)
     return history
+
+
+def log_parts(labels: np.ndarray) -> np.ndarray:
+    """(K,) float32: what to add to a last layer's biases so that probabilities learned for classes
+    equally common become those of classes as common as in ``labels``."""
+    counts = np.maximum(np.bincount(labels.ravel(), minlength=len(CLASSES)), 1)
+    return np.log(counts * len(CLASSES) / counts.sum()).astype(np.float32)
 
 
 def schedule(step: int, steps: int, warm_up: int) -> float:

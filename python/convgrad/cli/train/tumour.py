@@ -73,7 +73,7 @@ def add_parsers(names: Any) -> None:
         )  # fmt: skip
     task.add_argument(
         "--lr", type=positive_float, default=DEFAULTS.lr[0], metavar="X",
-        help="Adam's learning rate at its highest, in phase 1; in phase 2 half of it "
+        help="Adam's learning rate at its highest, in phase 1; in phase 2 3 %% of it "
         f"(default: {DEFAULTS.lr[0]:g})",
     )  # fmt: skip
     add_run_options(task, "weights, slices, order and split", "tumour-MODEL")
@@ -114,7 +114,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
         "task": "tumour",
         **{name: getattr(args, name) for name in names},
         "epochs": [args.epochs, args.output_epochs],
-        "lr": [args.lr, args.lr / 2],
+        "lr": [args.lr, args.lr * DEFAULTS.lr[1] / DEFAULTS.lr[0]],
         "data": None if args.data is None else str(args.data.absolute()),
     }
 
@@ -198,9 +198,9 @@ def _finish(
 
 
 def _few(slices: Slices) -> Slices:
-    """Some of the slices, evenly spaced."""
-    step = -(-len(slices.labels) // THRESHOLD_SLICES)
-    return Slices(slices.images[::step], slices.labels[::step])
+    """Some of the slices."""
+    chosen = np.random.default_rng(0).permutation(len(slices.labels))[:THRESHOLD_SLICES]
+    return Slices(slices.images[chosen], slices.labels[chosen])
 
 
 def _measure(predicted: list[np.ndarray], subjects: list[Subject]) -> dict[str, float]:
