@@ -416,3 +416,48 @@ def test_explain_as_an_option(capsys):
     code, lines, _ = convgrad(capsys, "bench", "--explain")
     assert code == 0
     assert lines[1:] == convgrad(capsys, "bench", "explain")[1][1:]  # the first tells the load
+
+
+# ---- how much of a task's training lies outside kernels ----
+
+
+@pytest.mark.large("trains networks")
+def test_time_outside_kernels_is_what_is_missing():
+    from bench.tasks import Watch
+
+    from convgrad import backend, nn, optim, train
+
+    class Slow(train.Callback):
+        def batch(self, run):
+            time.sleep(0.05)
+
+    before = backend.CPU.lib
+    x = np.random.default_rng(0).standard_normal((4, 8, 64, 64)).astype(np.float32)
+    target = np.zeros((4, 64, 64), np.int64)
+
+    def outside(callbacks):
+        model = nn.Conv2d(8, 8, 3, padding=1)
+        optimizer = optim.SGD(model.parameters(), lr=0.01)
+        with Watch() as watch:
+            train.fit(
+                model, [(x, target)] * 4, nn.CrossEntropyLoss(), optimizer, 2, callbacks=callbacks
+            )
+        assert {"conv_forward", "conv_backward_weight"} <= watch.kernels.keys()
+        return watch.outside(), watch.wall
+
+    without, _ = outside([])
+    share, wall = outside([Slow()])
+    assert 0 < without < share < 1 and share * wall >= 8 * 0.05
+    assert backend.CPU.lib is before is backend._LIB_BY_TYPE[np.ndarray]
+
+
+@pytest.mark.large("trains networks")
+def test_the_tissue_step_learns_its_simulated_scans():
+    pytest.importorskip("nilearn", reason="needs: pip install '.[medical]'")
+    from bench.tissue import TISSUE
+
+    x, t = TISSUE.batch()
+    assert x.shape == TISSUE.input_shape and t.shape == (2, 32, 32, 32)
+    side = trainers.trainer(TISSUE)
+    losses = [side.step() for _ in range(5)]
+    assert losses[-1] < 0.9 * losses[0]

@@ -250,8 +250,8 @@ def test_parity_fails_when_results_differ(capsys, torch, monkeypatch):
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["train", "digits"], ["train", "mnist"], ["evaluate"], ["predict"], ["info"],
-     ["parity"]],
+    [[], ["train"], ["train", "digits"], ["train", "mnist"], ["train", "tissue"],
+      ["train", "cade"], ["train", "filters"], ["evaluate"], ["predict"], ["info"], ["parity"]],
 )  # fmt: skip
 def test_help_everywhere(capsys, command):
     code, out, err = convgrad(capsys, *command, "--help")

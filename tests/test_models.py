@@ -31,7 +31,7 @@ COUNTS = {
     "SegNet": (models.SegNet, 29_449_355),
     "cardiac FCN": (models.CardiacFCN, 10_917_024),
     "slice classifier": (models.SliceCNN, 24_082),
-    "box detector": (models.BoxCNN, 24_277),
+    "box detector": (models.BoxCNN, 42_532),
     "TwoPathCNN": (lambda: models.TwoPathCNN(pieces=1, bias=False), 651_488),
     "TwoPathCNN, two pieces": (models.TwoPathCNN, 809_637),
 }

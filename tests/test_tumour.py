@@ -151,8 +151,18 @@ def test_phase_1_changes_all_layers_and_phase_2_only_the_last():
         assert (p.numpy() != middle[name]).any() == name.startswith("head."), name
         assert not p.requires_grad
     assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
-    assert {"loss", "val_loss", "complete", "val_complete", "val_core"} <= rows[0].keys()
+    assert {"loss", "val_loss", "val_complete", "val_core"} <= rows[0].keys()
     assert rows[1]["val_loss"] < rows[0]["loss"]  # it learns
+
+
+def test_phase_2_expects_classes_as_common_as_they_are():
+    """Bayes: probabilities p for equal priors become p q / sum of p q for priors q."""
+    labels = np.repeat(np.array([0, 1, 2, 3], np.uint8), [90, 5, 3, 2])
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    logits = np.log(p) + tumour.log_parts(labels)
+    q = np.array([0.9, 0.05, 0.03, 0.02])
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), p * q / (p @ q), rtol=1e-5)
+    assert np.isfinite(tumour.log_parts(labels[:95])).all()
 
 
 def test_a_run_follows_from_its_seed():

@@ -45,6 +45,9 @@ def test_pictures_of_runs(tmp_path):
     viz.ratios({"a": 2.0, "b": 0.5}, tmp_path / "ratios.png")
     for name in ("curves.png", "matrix.png", "ratios.png"):
         assert min(read(tmp_path / name).shape[:2]) > 200
+    some = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "val_dice": 0.5}]
+    viz.learning_curves(some, tmp_path / "some.png")  # a plot each of the loss and of the Dice
+    assert read(tmp_path / "some.png").shape == read(tmp_path / "curves.png").shape
     with pytest.raises(ValueError, match=r"\[learning_curves\] .*Got none"):
         viz.learning_curves([], tmp_path / "x.png")
 

@@ -51,12 +51,14 @@ def grad_cam(model: Any, layer: Any, input: Any, classes: Any) -> np.ndarray:
     Args:
         model: gives logits (N, classes); it runs as in evaluation.
         layer: one of its modules, called once per forward, with an output (N, C, ...).
-        input: (N, ...).
+        input: (N, ...); it is brought to the model's device.
         classes: of each image (N,), or one for all.
 
     Returns (N, ...) without gradient. RuntimeError if the layer takes no part in the logits.
     """
-    x = as_tensor(input).detach().requires_grad_()  # for a layer without trainable parameters
+    x = as_tensor(input).detach()
+    x = x.to(next((p.device for p in model.parameters()), x.device))
+    x.requires_grad_()  # for a layer without trainable parameters
     seen: list[Tensor] = []
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -69,7 +71,9 @@ def grad_cam(model: Any, layer: Any, input: Any, classes: Any) -> np.ndarray:
                     "[grad_cam] layer must be called once and give (N, C, ...) with an axis or "
                     f"more behind C. Got {[tuple(output.shape) for output in seen]}."
                 )
-            score = logits[np.arange(len(x)), _chosen(logits, classes)].sum()
+            chosen = np.zeros(logits.shape, logits.dtype)
+            chosen[np.arange(len(x)), _chosen(logits, classes)] = 1
+            score = (logits * Tensor(chosen).to(logits.device)).sum()
         (gradient,) = autograd.grad(score, seen[0])
     finally:
         for module, training in modes:

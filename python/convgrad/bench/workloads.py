@@ -104,18 +104,22 @@ def resnet20(nn: Any, cat: Any) -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def unet(dim: int, base: int) -> Callable[[Any, Any], Any]:
-    """U-Net with three resolutions, transposed-convolution upsampling and concatenated skips."""
+def unet(dim: int, base: int, norm: bool = False) -> Callable[[Any, Any], Any]:
+    """U-Net with three resolutions, transposed-convolution upsampling and concatenated skips;
+    ``norm``: batch normalisation behind each 3x3 convolution, which then has no bias."""
 
     def build(nn: Any, cat: Any) -> Any:
         conv = getattr(nn, f"Conv{dim}d")
         pool = getattr(nn, f"MaxPool{dim}d")
         up = getattr(nn, f"ConvTranspose{dim}d")
+        batch_norm = getattr(nn, f"BatchNorm{dim}d")
 
         def double(c: int, k: int) -> Any:
-            return nn.Sequential(
-                conv(c, k, 3, padding=1), nn.ReLU(), conv(k, k, 3, padding=1), nn.ReLU()
-            )
+            layers: list[Any] = []
+            for channels in (c, k):
+                layers.append(conv(channels, k, 3, padding=1, bias=not norm))
+                layers += [batch_norm(k), nn.ReLU()] if norm else [nn.ReLU()]
+            return nn.Sequential(*layers)
 
         class UNet(nn.Module):  # type: ignore[misc]
             def __init__(self) -> None:

@@ -5,7 +5,7 @@ metrics.jsonl          a row per epoch; the last row is the test
 model.safetensors      the weights after the last epoch
 learning_curves.png    loss and metrics by epoch
 and further pictures of the task, such as confusion_matrix.png of a classifier's test images, or
-filters.png and feature_maps.png of a convolutional one's first layer
+filters.png and feature_maps.png of a convolutional one's first layer, and heat_maps.png of its last
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ logits, scores before any softmax or sigmoid.
 """
 
 from convgrad.models.cade import *
+from convgrad.models.cdbn import *
 from convgrad.models.havaei import *
 from convgrad.models.lenet import *
 from convgrad.models.ml4a import *

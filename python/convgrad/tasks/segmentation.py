@@ -44,10 +44,10 @@ class Settings:
 
 MODELS = ("unet", "segnet", "fcn", "unet3d")
 DEFAULTS = {
-    "unet": Settings(epochs=30, batch_size=4, lr=3e-3, draws=156),
+    "unet": Settings(epochs=40, batch_size=4, lr=3e-3, draws=156),
     "segnet": Settings(epochs=20, batch_size=4, lr=3e-3, draws=156),
-    "fcn": Settings(epochs=10, batch_size=4, lr=1e-3, draws=156),
-    "unet3d": Settings(epochs=40, batch_size=2, lr=3e-3, draws=128),
+    "fcn": Settings(epochs=10, batch_size=4, lr=1e-3, draws=78),
+    "unet3d": Settings(epochs=30, batch_size=4, lr=5e-3, draws=128),
 }
 
 

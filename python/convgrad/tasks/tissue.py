@@ -37,8 +37,10 @@ __all__ = [
 ]
 
 CLASSES = brain.CLASSES
-# What the slices are cut to: the left half's brain with a margin, sizes that can be halved 4 times.
-WINDOW = slice(16, 96), slice(24, 216)
+# What the template is cut to, by number of axes: the left half's brain and a margin. Slices have
+# sizes that can be halved 4 times.
+WINDOW = {2: (slice(16, 96), slice(24, 216)), 3: (slice(9, 49), slice(10, 106), slice(0, 80))}
+SCANS = 4  # of a volume to validate by or to test on: one alone would have one bias field
 PATCH = (32, 32, 32)
 VALIDATION_SEED, TEST_SEED = 1_000_003, 2_000_003  # of the noise; training draws from others
 PICTURES = 6  # slices shown
@@ -50,8 +52,8 @@ BINS = 256  # of intensities, when the baseline's thresholds are chosen
 class Part(NamedTuple):
     """Images and their labels.
 
-    In 2-D images (slices, 80, 192) float32 and labels (the same) int64. In 3-D one image (1, 49,
-    117, 95), without the other parts' slices, and labels, IGNORE outside this part.
+    In 2-D images (slices, 80, 192) float32 and labels (the same) int64. In 3-D one image (1, 40,
+    96, 80), without the other parts' slices, and labels, IGNORE outside this part.
     """
 
     images: np.ndarray
@@ -63,14 +65,14 @@ def part(name: str, spatial: int) -> Part:
     millimetres = spatial - 1
     whole, blocks = brain.load(millimetres), brain.blocks(millimetres)
     own = blocks[name]
+    image, tissue = whole.image[WINDOW[spatial]], whole.tissue[WINDOW[spatial]].astype(np.int64)
     if spatial == 2:
-        cut = whole.image[WINDOW][..., own], whole.tissue[WINDOW][..., own].astype(np.int64)
+        cut = image[..., own], tissue[..., own]
         return Part(*(np.ascontiguousarray(np.moveaxis(a, 2, 0)) for a in cut))
     hidden = np.concatenate([blocks[other] for other in blocks.keys() - {name}])
-    image = whole.image[..., _mirrored(whole.image.shape[2], hidden)]
-    labels = np.full(whole.tissue.shape, IGNORE, np.int64)
-    labels[..., own] = whole.tissue[..., own]
-    return Part(image[None], labels[None])
+    labels = np.full(tissue.shape, IGNORE)
+    labels[..., own] = tissue[..., own]
+    return Part(image[..., _mirrored(image.shape[2], hidden)][None], labels[None])
 
 
 def _mirrored(count: int, hidden: np.ndarray) -> np.ndarray:
@@ -91,8 +93,10 @@ def _mirrored(count: int, hidden: np.ndarray) -> np.ndarray:
 
 
 def scans(name: str, spatial: int) -> Part:
-    """'validation' or 'test' under the noise of its own fixed seed."""
+    """'validation' or 'test' under the noise of its own fixed seed; in 3-D SCANS of the volume."""
     clean = part(name, spatial)
+    if spatial == 3:
+        clean = Part(*(np.repeat(values, SCANS, axis=0) for values in clean))
     seed = {"validation": VALIDATION_SEED, "test": TEST_SEED}[name]
     noisy = [
         brain.corrupt(image, np.random.default_rng((seed, i)))
@@ -220,11 +224,11 @@ def predict(model: Any, images: np.ndarray) -> np.ndarray:
 
 
 def labelled_slices(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of ``values`` (N, H, W), or (1, X, Y, Z), the axial slices (N, H, W) that have labels."""
+    """The axial slices (N, H, W) that have labels: of slices all, of volumes (N, X, Y, Z) some."""
     if labels.ndim == 3:
         return values
     own = (labels[0] != IGNORE).all((0, 1))
-    return np.moveaxis(values[0][..., own], 2, 0)
+    return np.concatenate([np.moveaxis(volume[..., own], 2, 0) for volume in values])
 
 
 def measure(predicted: np.ndarray, labels: np.ndarray, millimetres: float) -> dict[str, float]:
@@ -251,13 +255,13 @@ def measure(predicted: np.ndarray, labels: np.ndarray, millimetres: float) -> di
 def baseline(test: Part, seed: int = 0, draws: int = 78) -> np.ndarray:
     """The classes of scans by two thresholds, given which voxels are brain.
 
-    The thresholds have the best mean Dice on simulated training slices, or on two whole volumes.
+    The thresholds have the best mean Dice on simulated training slices, or on SCANS whole volumes.
     """
     spatial = test.images.ndim - 1
     clean = part("train", spatial)
     noisy = [
         brain.corrupt(clean.images[i % len(clean.images)], np.random.default_rng((seed, i)))
-        for i in range(draws if spatial == 2 else 2)
+        for i in range(draws if spatial == 2 else SCANS)
     ]
     truth = np.concatenate([clean.labels] * (len(noisy) // len(clean.labels)))
     thresholds = _best_thresholds(np.stack(noisy), truth)

@@ -216,8 +216,8 @@ def fit(
         seed: what is drawn follows from it and the phase.
         callbacks: see :func:`convgrad.train.fit`.
 
-    Returns a row per epoch, see :func:`convgrad.train.fit`; ``complete``, ``core``, ``enhancing``
-    are Dice, of single batches and, as ``val_complete`` and so on, of all validation slices.
+    Returns a row per epoch, see :func:`convgrad.train.fit`; ``val_complete``, ``val_core`` and
+    ``val_enhancing`` are the Dice of all validation slices.
     """
     net.requires_grad_(phase == 1)
     net.head.requires_grad_(True)
@@ -237,7 +237,6 @@ def fit(
         LOSSES[phase - 1],
         optimizer,
         epochs,
-        metrics={name: _Batch(name) for name in REGIONS},
         callbacks=[
             train.SchedulerStep(scheduler, every="batch"),
             _Validation(validation, phase),
@@ -258,17 +257,6 @@ def log_parts(labels: np.ndarray) -> np.ndarray:
 def schedule(step: int, steps: int, warm_up: int) -> float:
     """The part of the highest learning rate after this many of all ``steps`` updates."""
     return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-
-class _Batch:
-    """The Dice of a region in one batch."""
-
-    def __init__(self, region: str) -> None:
-        self.region = region
-
-    def __call__(self, output: Tensor, target: Tensor) -> float:
-        predicted = host(output.array).argmax(1)
-        return region_dice(predicted, host(target.array))[self.region]
 
 
 def _optimizer(net: Any, settings: Settings, phase: int) -> Any:

@@ -138,7 +138,9 @@ def overlays(
     painted = {n: _mask(n, m, shown.shape, len(classes)) for n, m in columns.items()}
     rows, height, width = shown.shape
     panel_w, panel_h = _panel(height, width)
-    figure = new_figure(panel_w * (1 + len(painted)), panel_h * rows + 0.5 + 0.3 * bool(title))
+    figure = new_figure(
+        max(panel_w * (1 + len(painted)), 3.6), panel_h * rows + 0.5 + 0.3 * bool(title)
+    )
     if title:
         figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, 1 + len(painted), squeeze=False)

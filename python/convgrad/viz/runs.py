@@ -17,10 +17,10 @@ def learning_curves(
 ) -> None:
     """Loss and every metric of a history (a row per epoch, as ``train.fit`` returns) by epoch.
 
-    A key ``k`` and its validation twin ``val_k`` share one plot.
+    A key ``k`` and its validation twin ``val_k`` share one plot; either may be missing from rows.
     """
     skipped = ("epoch", "seconds", "lr")
-    names = [k for k in (history[0] if history else {}) if not k.startswith("val_")]
+    names = list(dict.fromkeys(k.removeprefix("val_") for row in history for k in row))
     names = [k for k in names if k not in skipped]
     if not names:
         raise ValueError("[learning_curves] history must have a row with a loss. Got none.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import convgrad
-from convgrad import data, functional, io, metrics, nn, optim, tasks, tensor, train, viz
+from convgrad import data, explain, functional, io, metrics, nn, optim, tasks, tensor, train, viz
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
 from convgrad.cli.options import (
@@ -245,6 +245,7 @@ def _finish(
     )
     if args.model == "cnn":
         _draw_first_layer(model, test, folder, title)
+        _draw_heat_maps(model, test, folder, title)
     say(f"test accuracy {row['accuracy']:.4f}")
 
 
@@ -256,6 +257,20 @@ def _draw_first_layer(model: Any, test: Images, folder: Path, title: str) -> Non
     first = nn.Sequential(*list(model)[:3])  # convolution, normalisation, ReLU
     maps = train.predict(first, shown)
     viz.feature_maps(maps, folder / "feature_maps.png", f"{title}: what they answer", shown)
+
+
+def _draw_heat_maps(model: Any, test: Images, folder: Path, title: str) -> None:
+    """Where in the first test images of each class is what speaks for the class."""
+    labels, first = np.unique(test.labels, return_index=True)
+    last = [layer for layer in model if isinstance(layer, nn.ReLU)][-1]
+    maps = explain.grad_cam(model, last, tensor(test.images[first]), labels)
+    viz.heat_maps(
+        test.images[first],
+        maps,
+        None,
+        folder / "heat_maps.png",
+        f"{title}: what speaks for the class (Grad-CAM)",
+    )
 
 
 # ---- a trained network ----
