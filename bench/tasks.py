@@ -30,6 +30,7 @@ TASKS = (
     ("tissue", "--model", "segnet", "--epochs", "2", "--draws", "39"),
     ("tissue", "--model", "fcn", "--epochs", "1", "--draws", "39"),
     ("tissue", "--model", "unet3d", "--epochs", "2", "--draws", "64"),
+    ("tumour", "--epochs", "1", "--output-epochs", "1", "--steps", "50", "--slices", "100"),
 )
 CONDITIONS = {"exact": False, "precision": "highest"}
 LIMIT = 0.2

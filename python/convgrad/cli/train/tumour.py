@@ -266,6 +266,8 @@ def evaluate(args: argparse.Namespace, config: dict[str, Any], model: Any) -> No
 
 def predict(args: argparse.Namespace, config: dict[str, Any], model: Any) -> None:
     """Writes the classes of one subject's volume, its four sequences in args.files, to args.out."""
+    if config["data"] is None:
+        raise UserError("this network was trained on simulated slices, not with --data on volumes")
     if args.out is None:
         raise UserError("a segmentation is written to a file: give --out FILE.nii.gz")
     try:
