@@ -2,7 +2,8 @@
 // slot is an import error.
 //
 // Rules, for all of them:
-//   - T is float or double on the CPU. Pointers are to the array's device.
+//   - T is float or double, on CUDA bfloat16 or float16 too, whose sums are float's; Stat<T> is
+//     float for those, else T. Pointers are to the array's device.
 //   - Activations are channels-last (n, d, h, w, c), weights (k, taps, c / groups), all dense; a
 //     matrix is row-major. `rows` counts everything but the last axis.
 //   - Kernels overwrite their outputs, whatever was there; only the tape adds gradients.
@@ -15,6 +16,7 @@
 #pragma once
 #include <cstdint>
 
+#include "half.h"
 #include "shape.h"
 
 namespace convgrad {
@@ -93,7 +95,7 @@ template <class T>
 struct AxisMap {
   const int64_t* start;   // (out + 1)
   const int64_t* source;  // each in [0, in)
-  const T* weight;
+  const Stat<T>* weight;
 };
 
 // Losses element by element, input a and target b; p is LossShape::parameter.
@@ -195,6 +197,11 @@ struct UnaryParams {
 
 // Arithmetic of two operands; the extrema are NaN where either is.
 enum class Binary { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum };
+template <class T>
+struct Operand {
+  const T* array;         // n elements; or, where null,
+  const Stat<T>* number;  // one number
+};
 
 template <class T>
 struct Ops {
@@ -252,6 +259,7 @@ struct Ops {
   void (*avg_pool_backward)(const Exec&, const PoolShape&, const T* dy, T* dx);
   // y (n, out, c) = 0, then y[n, index[n, i, c], c] = x[n, i, c] (n, in, c) in the order of i: the
   // last of equal indices wins. in and out count pixels; each index is in [0, out).
+  int64_t (*max_unpool_forward_workspace)(int64_t n, int64_t out, int64_t c, int threads);
   void (*max_unpool_forward)(const Exec&, int64_t n, int64_t in, int64_t out, int64_t c, const T* x,
                              const int64_t* index, T* y);
   // dx[n, i, c] = dy[n, index[n, i, c], c]
@@ -289,68 +297,77 @@ struct Ops {
   // *bad_row: the first row whose class is outside [0, c) and not ignore_index, or -1.
   int64_t (*cross_entropy_workspace)(const CrossEntropyShape&, int threads);
   void (*cross_entropy_forward)(const Exec&, const CrossEntropyShape&, const T* x,
-                                const int64_t* classes, const T* probs, const T* weight, T* loss,
-                                T* stats, T* norm, int64_t* bad_row);
+                                const int64_t* classes, const T* probs, const Stat<T>* weight,
+                                Stat<T>* loss, Stat<T>* stats, Stat<T>* norm, int64_t* bad_row);
   // dx (rows, c) and, where not null, dprobs (rows, c). dy: (rows) for kNone, else one value.
   void (*cross_entropy_backward)(const Exec&, const CrossEntropyShape&, const T* x,
-                                 const int64_t* classes, const T* probs, const T* weight,
-                                 const T* stats, const T* norm, const T* dy, T* dx, T* dprobs);
+                                 const int64_t* classes, const T* probs, const Stat<T>* weight,
+                                 const Stat<T>* stats, const Stat<T>* norm, const Stat<T>* dy,
+                                 T* dx, T* dprobs);
   // Losses of n elements: loss (n) for kNone, else one value; kMean divides by n. weight (n) and,
   // for kBceLogits, pos_weight (n) may be null. backward: da or db may be null; dy as loss.
   int64_t (*pointwise_loss_workspace)(const LossShape&, int threads);
   void (*pointwise_loss_forward)(const Exec&, const LossShape&, const T* a, const T* b,
-                                 const T* weight, const T* pos_weight, T* loss, int64_t* bad);
+                                 const T* weight, const T* pos_weight, Stat<T>* loss, int64_t* bad);
   void (*pointwise_loss_backward)(const Exec&, const LossShape&, const T* a, const T* b,
-                                  const T* weight, const T* pos_weight, const T* dy, T* da, T* db);
+                                  const T* weight, const T* pos_weight, const Stat<T>* dy, T* da,
+                                  T* db);
   // x (rows, c), weight (c) or null; kMean divides by rows. *bad_row as above.
   int64_t (*multi_margin_workspace)(const MultiMarginShape&, int threads);
   void (*multi_margin_forward)(const Exec&, const MultiMarginShape&, const T* x,
-                               const int64_t* classes, const T* weight, T* loss, int64_t* bad_row);
+                               const int64_t* classes, const Stat<T>* weight, Stat<T>* loss,
+                               int64_t* bad_row);
   void (*multi_margin_backward)(const Exec&, const MultiMarginShape&, const T* x,
-                                const int64_t* classes, const T* weight, const T* dy, T* dx);
+                                const int64_t* classes, const Stat<T>* weight, const Stat<T>* dy,
+                                T* dx);
   // loss = 1 - mean over (n, c) of (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), sums over
   // pixels. The target is `classes` (n, pixels) with p = softmax(x), or `mask` (n, pixels, c) with
   // p = sigmoid(x). For backward: p (n, pixels, c) and dp (n, c, 2), the slope of the loss in p
   // where t is 0 and what a t of 1 adds to it. *bad_row: the first pixel of a class outside [0, c).
   int64_t (*dice_workspace)(const DiceShape&, int threads);
   void (*dice_forward)(const Exec&, const DiceShape&, const T* x, const int64_t* classes,
-                       const T* mask, T* loss, T* p, T* dp, int64_t* bad_row);
+                       const T* mask, Stat<T>* loss, T* p, Stat<T>* dp, int64_t* bad_row);
   void (*dice_backward)(const Exec&, const DiceShape&, const int64_t* classes, const T* mask,
-                        const T* p, const T* dp, const T* dy, T* dx);
+                        const T* p, const Stat<T>* dp, const Stat<T>* dy, T* dx);
 
   // ---- norm ----
   // mean and biased variance (batches, c), a group's repeated for each of its channels. Where not
   // null, running = (1 - momentum) running + momentum (mean over batches), of unbiased variances.
   // Without rows the mean is 0, the variance 1, and running stays.
   int64_t (*norm_workspace)(const NormShape&, int threads);  // of all three
-  void (*norm_statistics)(const Exec&, const NormShape&, const T* x, T* mean, T* var,
-                          const double* momentum, T* running_mean, T* running_var);
+  void (*norm_statistics)(const Exec&, const NormShape&, const T* x, Stat<T>* mean, Stat<T>* var,
+                          const double* momentum, Stat<T>* running_mean, Stat<T>* running_var);
   // y = (x - mean) / sqrt(var + eps) * w + b, plus residual (as x), and then max(0, .) for relu; w
   // and b (c) and residual may be null. y may be x or residual.
-  void (*norm_apply)(const Exec&, const NormShape&, const T* x, const T* mean, const T* var,
-                     const T* w, const T* b, const T* residual, bool relu, T* y);
+  void (*norm_apply)(const Exec&, const NormShape&, const T* x, const Stat<T>* mean,
+                     const Stat<T>* var, const Stat<T>* w, const Stat<T>* b, const T* residual,
+                     bool relu, T* y);
   // dx, dw (c), db (c), each where not null. fixed: mean and var do not depend on x. mask (as x, or
   // null): dy counts as 0 where the mask is <= 0, as behind a ReLU whose output it is; that dy goes
   // to dmasked where not null, which is the gradient of the residual. dmasked may be dy.
   void (*norm_backward)(const Exec&, const NormShape&, const T* x, const T* dy, const T* mask,
-                        const T* mean, const T* var, const T* w, bool fixed, T* dx, T* dw, T* db,
-                        T* dmasked);
+                        const Stat<T>* mean, const Stat<T>* var, const Stat<T>* w, bool fixed,
+                        T* dx, Stat<T>* dw, Stat<T>* db, T* dmasked);
   // The same for each row of x (rows, c) alone: mean and inverse standard deviation (rows), w and
   // b (c).
   void (*layer_norm_forward)(const Exec&, int64_t rows, int64_t c, double eps, const T* x,
-                             const T* w, const T* b, T* y, T* mean, T* inv_std);
+                             const Stat<T>* w, const Stat<T>* b, T* y, Stat<T>* mean,
+                             Stat<T>* inv_std);
   int64_t (*layer_norm_backward_workspace)(int64_t rows, int64_t c, int threads);
   void (*layer_norm_backward)(const Exec&, int64_t rows, int64_t c, const T* x, const T* dy,
-                              const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db);
+                              const Stat<T>* mean, const Stat<T>* inv_std, const Stat<T>* w, T* dx,
+                              Stat<T>* dw, Stat<T>* db);
 
   // ---- arithmetic ----
-  // out = a op b over n elements; a or b is one number where so marked. out may be a or b.
-  void (*binary)(const Exec&, Binary, int64_t n, const T* a, bool a_number, const T* b,
-                 bool b_number, T* out);
+  // out = a op b over n elements. out may be a or b.
+  void (*binary)(const Exec&, Binary, int64_t n, const Operand<T>& a, const Operand<T>& b, T* out);
 
   // ---- move: layout, cat, pad, index ----
   // dst = src, elementwise over `size`; src and dst differ in strides alone.
   void (*copy)(const Exec&, const StridedShape&, const T* src, T* dst);
+  // y = x in another type, the nearest number; NaN stays NaN.
+  void (*from_float)(const Exec&, int64_t n, const float* x, T* y);
+  void (*to_float)(const Exec&, int64_t n, const T* x, float* y);
   // wide (rows, sum of cols) = the matrices parts[i] (rows, cols[i]) side by side.
   void (*join_columns)(const Exec&, int64_t rows, int64_t count, const int64_t* cols,
                        const T* const* parts, T* wide);
@@ -402,7 +419,7 @@ struct Ops {
   void (*list_scale)(const Exec&, int64_t count, const ParamRef<T>* list, const double* factor);
   // dp = *dy * factor * (d/dp of |p|, or of p^2), for kAbsSum or kSquareSum.
   void (*penalty_backward)(const Exec&, int64_t n, const T* p, NormKind kind, double factor,
-                           const T* dy, T* dp);
+                           const Stat<T>* dy, T* dp);
 
   // ---- machine: ceilings for benchmarks ----
   // `rounds` rounds of multiply-adds on registers alone in each of `items` items; y (items) is what

@@ -59,7 +59,7 @@ class _Refusing:
 
     allowed = frozenset(
         {
-            *("channels_last", "contiguous", "empty_like", "is_channels_last"),
+            *("channels_last", "contiguous", "convert", "empty_like", "is_channels_last"),
             *("exact_algorithms", "set_exact_algorithms", "set_tf32", "tf32_allowed"),
         }
     )

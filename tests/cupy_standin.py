@@ -216,6 +216,13 @@ class _At:
         }
 
 
+def _view(ptr: int, shape: Any, dtype: np.dtype[Any], strides: Any) -> np.ndarray:
+    if dtype.kind != "V":
+        return np.asarray(_At(ptr, shape, dtype, strides))
+    # ml_dtypes' bfloat16, which the interface cannot name.
+    return np.asarray(_At(ptr, shape, np.dtype(np.uint16), strides)).view(dtype)
+
+
 class Flags:
     def __init__(self, host: np.ndarray, owndata: bool) -> None:
         self.c_contiguous = host.flags.c_contiguous
@@ -263,7 +270,7 @@ class ndarray:
         if 0 in shape:
             self._host = np.lib.stride_tricks.as_strided(np.empty(0, kind), shape, strides)
         else:
-            self._host = np.asarray(_At(memptr.ptr, shape, kind, tuple(strides)))
+            self._host = _view(memptr.ptr, shape, kind, tuple(strides))
 
     # ---- what it is ----
 
@@ -697,9 +704,8 @@ class _Foreign:
 def _shared(obj: Any) -> ndarray:
     about = obj.__cuda_array_interface__
     memory: Any = _Foreign(obj, about["data"][0])
-    return ndarray(
-        about["shape"], np.dtype(about["typestr"]), MemoryPointer(memory, 0), about["strides"]
-    )
+    kind = obj.dtype if isinstance(obj, ndarray) else np.dtype(about["typestr"])
+    return ndarray(about["shape"], kind, MemoryPointer(memory, 0), about["strides"])
 
 
 def from_dlpack(obj: Any, *, device: Any = None, copy: Any = None) -> ndarray:

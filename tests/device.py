@@ -48,15 +48,16 @@ def fetch(array: Any) -> np.ndarray:
     """A device's array in NumPy, with the same strides."""
     if isinstance(array, np.ndarray):
         return array
-    host = backend.host(array)  # raises what kernels have reported
+    host = backend.host(array)  # raises what kernels have reported; float32 of 16-bit types
     if host.size == 0 or array.flags.c_contiguous:
         return host
-    out = np.lib.stride_tricks.as_strided(np.empty(1, host.dtype), host.shape, array.strides)
+    strides = tuple(s // array.itemsize * host.itemsize for s in array.strides)
+    out = np.lib.stride_tricks.as_strided(np.empty(1, host.dtype), host.shape, strides)
     low, high = np.lib.array_utils.byte_bounds(out)
     memory = np.empty(high - low, np.uint8)
     at = out.__array_interface__["data"][0] - low
-    out = np.ndarray(host.shape, host.dtype, memory, at, array.strides)
-    if 0 in array.strides:  # repeated elements are written again and again
+    out = np.ndarray(host.shape, host.dtype, memory, at, strides)
+    if 0 in strides:  # repeated elements are written again and again
         out[...] = host
         return out
     out[...] = host
@@ -97,7 +98,7 @@ class Lib:
             moved = {k: _placed(v, placed) for k, v in kwargs.items()}
             out = _fetched(function(*_placed(args, placed), **moved), placed)
             for host, array in placed.values():
-                now = fetch(array)
+                now = fetch(array).astype(host.dtype, copy=False)
                 if host.flags.writeable and now.tobytes() != host.tobytes():
                     host[...] = now
             return out

@@ -7,7 +7,7 @@ function(add_cuda_backend name)
   add_backend(${name} ${SOURCE_ROOT}/python/array_cupy.cpp ${SOURCE_ROOT}/cuda/dispatch.cpp ${ARGN})
   list(TRANSFORM KERNEL_STEMS REPLACE "(.+)" " X(\\1)" OUTPUT_VARIABLE stems)
   string(REPLACE ";" "" stems "${stems}")
-  target_compile_definitions(${name} PRIVATE "CONVGRAD_STEMS=${stems}")
+  target_compile_definitions(${name} PRIVATE CONVGRAD_CUDA_ARRAYS "CONVGRAD_STEMS=${stems}")
 endfunction()
 
 # Tests of ptx.cuh's wrappers, and of the simulator: a module that tests alone use.

@@ -7,9 +7,11 @@
 
 // CONVGRAD_STEMS, from CMake, lists kernels/ as X(stem).
 namespace convgrad::cuda {
-#define X(stem)                       \
-  void add_##stem(Ops<float>& table); \
-  void add_##stem(Ops<double>& table);
+#define X(stem)                          \
+  void add_##stem(Ops<float>& table);    \
+  void add_##stem(Ops<double>& table);   \
+  void add_##stem(Ops<bfloat16>& table); \
+  void add_##stem(Ops<float16>& table);
 CONVGRAD_STEMS
 #undef X
 }  // namespace convgrad::cuda
@@ -47,6 +49,16 @@ const Ops<float>& ops<float>() {
 template <>
 const Ops<double>& ops<double>() {
   static const Ops<double> table = filled<double>();
+  return table;
+}
+template <>
+const Ops<bfloat16>& ops<bfloat16>() {
+  static const Ops<bfloat16> table = filled<bfloat16>();
+  return table;
+}
+template <>
+const Ops<float16>& ops<float16>() {
+  static const Ops<float16> table = filled<float16>();
   return table;
 }
 

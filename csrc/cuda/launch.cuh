@@ -36,6 +36,13 @@ inline void check(cudaError_t error, const char* op) {
                              "] The GPU reports: " + cudaGetErrorString(error) + ".");
 }
 
+// Ends a stem's file: its add() for every type that CUDA's arrays have.
+#define CONVGRAD_STEM(stem)                             \
+  void add_##stem(Ops<float>& table) { add(table); }    \
+  void add_##stem(Ops<double>& table) { add(table); }   \
+  void add_##stem(Ops<bfloat16>& table) { add(table); } \
+  void add_##stem(Ops<float16>& table) { add(table); }
+
 #if defined(__CUDACC__)
 // The block's shared memory, `sizeof(S)` bytes of it given at launch.
 template <class S>
@@ -106,13 +113,9 @@ __device__ T block_reduce(T v, T (&scratch)[kThreads / kWarp], Combine combine) 
   return v;
 }
 
-// What a kernel computes in, for arrays of T: T itself. (Storage of 16 bits would be float here.)
+// What a kernel computes in, for arrays of T: float for those of 16 bits, else T itself.
 template <class T>
-struct AccOf {
-  using type = T;
-};
-template <class T>
-using Acc = typename AccOf<T>::type;
+using Acc = Stat<T>;
 
 // N neighbouring elements, read or written by one access of at most 16 bytes.
 template <class T, int N>
@@ -122,8 +125,9 @@ struct alignas(N * sizeof(T)) Pack {
   __device__ T& operator[](int i) { return v[i]; }
   __device__ const T& operator[](int i) const { return v[i]; }
 };
+// As many as are 16 bytes of what they are computed in.
 template <class T>
-constexpr int kPack = 16 / int(sizeof(T));
+constexpr int kPack = 16 / int(sizeof(Acc<T>));
 // The pack at p, which is a multiple of its bytes.
 template <int N, class T>
 __device__ Pack<T, N> load_pack(const T* p) {

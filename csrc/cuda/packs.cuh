@@ -11,6 +11,30 @@ bool are_packs(int64_t length, const P*... p) {
   return length % kPack<T> == 0 && aligned(p...);
 }
 
+// What moves an element of T, whose value does not matter: one type for all of 16 bits.
+template <class T>
+struct WordOf {
+  using type = T;
+};
+template <>
+struct WordOf<bfloat16> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<float16> {
+  using type = uint16_t;
+};
+template <class T>
+using Word = typename WordOf<T>::type;
+template <class T>
+Word<T>* words(T* p) {
+  return reinterpret_cast<Word<T>*>(p);
+}
+template <class T>
+const Word<T>* words(const T* p) {
+  return reinterpret_cast<const Word<T>*>(p);
+}
+
 // The number of elements per access, for the compiler.
 template <int W>
 struct Width {

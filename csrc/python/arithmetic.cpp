@@ -4,14 +4,14 @@ namespace convgrad::python {
 namespace {
 
 // A float array, or a number.
-struct Operand {
+struct Argument {
   Array array;
   double number = 0;
   bool is_array = false;
 };
 
 // Whether `object` is an operand that the kernel takes.
-bool operand_arg(const char* op, const char* name, py::handle object, Operand* out) {
+bool operand_arg(const char* op, const char* name, py::handle object, Argument* out) {
   if (PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr())) {
     out->number = PyFloat_AsDouble(object.ptr());
     if (out->number == -1 && PyErr_Occurred()) throw py::error_already_set();
@@ -19,17 +19,17 @@ bool operand_arg(const char* op, const char* name, py::handle object, Operand* o
   }
   out->array = array_arg(op, name, object);
   out->is_array = true;
-  return out->array.dtype == DType::kFloat32 || out->array.dtype == DType::kFloat64;
+  return is_float(out->array.dtype);
 }
 
-bool is_dense(const Operand& x, Layout layout) { return !x.is_array || x.array.is_dense(layout); }
+bool is_dense(const Argument& x, Layout layout) { return !x.is_array || x.array.is_dense(layout); }
 
 // a op b, elementwise, for float arrays of one shape and dtype or such an array and a number; None
 // for any other operands. Channels-last, unless the arrays are all in C order alone. out (may be a
 // or b): the array to write into, else a new one.
 template <Binary kKind>
 py::object binary(const char* op, py::handle a_, py::handle b_, py::handle out_) {
-  Operand a, b;
+  Argument a, b;
   if (!operand_arg(op, "a", a_, &a) || !operand_arg(op, "b", b_, &b)) return py::none();
   if (!a.is_array && !b.is_array) return py::none();
   const Array& like = a.is_array ? a.array : b.array;
@@ -43,12 +43,14 @@ py::object binary(const char* op, py::handle a_, py::handle b_, py::handle out_)
   const Array out = out_arg(op, out_, like, layout);
   with_float_type(op, like.dtype, [&](auto t) {
     using T = decltype(t);
-    const T number = static_cast<T>(a.is_array ? b.number : a.number);
+    const auto number = static_cast<Stat<T>>(a.is_array ? b.number : a.number);
     const Uploaded uploaded = upload(&number, a.is_array && b.is_array ? 0 : 1);
-    const T* const x = a.is_array ? a.array.as<T>() : uploaded.as<T>();
-    const T* const y = b.is_array ? b.array.as<T>() : uploaded.as<T>();
+    const auto operand = [&](const Argument& x) -> Operand<T> {
+      if (x.is_array) return {x.array.as<T>(), nullptr};
+      return {nullptr, uploaded.as<Stat<T>>()};
+    };
     run([&](const Exec& exec) {
-      ops<T>().binary(exec, kKind, like.size(), x, !a.is_array, y, !b.is_array, out.as<T>());
+      ops<T>().binary(exec, kKind, like.size(), operand(a), operand(b), out.as<T>());
     });
   });
   return out.object;

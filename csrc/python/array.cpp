@@ -11,6 +11,10 @@ const char* name_of(DType dtype) {
       return "float32";
     case DType::kFloat64:
       return "float64";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
     case DType::kInt64:
       return "int64";
     case DType::kInt32:
@@ -23,6 +27,12 @@ const char* name_of(DType dtype) {
   return "?";
 }
 
+DType dtype_named(const char* op, const std::string& name) {
+  for (int i = 0; i < kDTypes; ++i)
+    if (name == name_of(static_cast<DType>(i))) return static_cast<DType>(i);
+  type_error(op, "The dtype must be one that tensors have. Got " + name + ".");
+}
+
 int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
@@ -31,6 +41,9 @@ int64_t size_of(DType dtype) {
     case DType::kFloat32:
     case DType::kInt32:
       return 4;
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      return 2;
     default:
       return 1;
   }
@@ -75,6 +88,15 @@ void type_error(const char* op, const std::string& text) {
   throw py::type_error("[" + std::string(op) + "] " + text);
 }
 
+void float_error(const char* op, const char* name, DType got) {
+#if defined(CONVGRAD_CUDA_ARRAYS)
+  const char* const types = "float32, float64, bfloat16 or float16";
+#else
+  const char* const types = "float32 or float64";
+#endif
+  type_error(op, std::string(name) + " must be " + types + ". Got " + name_of(got) + ".");
+}
+
 Array array_arg(const char* op, const char* name, py::handle object, DType dtype) {
   Array a = array_arg(op, name, object);
   if (a.dtype != dtype)
@@ -115,9 +137,7 @@ Array dense(const char* op, const Array& a, Layout layout) {
 
 Array dense_arg(const char* op, const char* name, py::handle object, Layout layout) {
   Array a = array_arg(op, name, object);
-  if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op,
-               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+  if (!is_float(a.dtype)) float_error(op, name, a.dtype);
   return dense(op, a, layout);
 }
 
@@ -127,6 +147,17 @@ Array dense_arg_like(const char* op, const char* name, py::handle object, Layout
   if (a.dtype != like.dtype)
     type_error(op, std::string(name) + " must have the input's dtype, " + name_of(like.dtype) +
                        ". Got " + name_of(a.dtype) + ".");
+  return a;
+}
+
+Array stat_arg_like(const char* op, const char* name, py::handle object, Layout layout,
+                    const Array& like) {
+  if (!is_16_bit(like.dtype)) return optional_arg_like(op, name, object, layout, like);
+  if (object.is_none()) return {};
+  Array a = dense_arg(op, name, object, layout);
+  if (a.dtype != stat_of(like.dtype))
+    type_error(op, std::string(name) + " must be " + name_of(stat_of(like.dtype)) + " for a " +
+                       name_of(like.dtype) + " input. Got " + name_of(a.dtype) + ".");
   return a;
 }
 
@@ -201,9 +232,7 @@ Array signal_arg(const char* op, const char* name, py::handle object, int spatia
     a.shape[0] = 1;
     ++a.rank;
   }
-  if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op,
-               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+  if (!is_float(a.dtype)) float_error(op, name, a.dtype);
   return dense(op, a, Layout::kChannelsLast);
 }
 

@@ -17,9 +17,19 @@ namespace convgrad::python {
 
 namespace py = pybind11;
 
-enum class DType { kFloat32, kFloat64, kInt64, kInt32, kUInt8, kBool };
+enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16, kInt64, kInt32, kUInt8, kBool };
+constexpr int kDTypes = 8;
 const char* name_of(DType dtype);
+DType dtype_named(const char* op, const std::string& name);
 int64_t size_of(DType dtype);
+constexpr bool is_16_bit(DType dtype) {
+  return dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+}
+constexpr bool is_float(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || is_16_bit(dtype);
+}
+// Of Stat<T>, for arrays of T.
+constexpr DType stat_of(DType dtype) { return is_16_bit(dtype) ? DType::kFloat32 : dtype; }
 template <class T>
 constexpr DType dtype_of();
 template <>
@@ -29,6 +39,14 @@ constexpr DType dtype_of<float>() {
 template <>
 constexpr DType dtype_of<double>() {
   return DType::kFloat64;
+}
+template <>
+constexpr DType dtype_of<bfloat16>() {
+  return DType::kBFloat16;
+}
+template <>
+constexpr DType dtype_of<float16>() {
+  return DType::kFloat16;
 }
 template <>
 constexpr DType dtype_of<int64_t>() {
@@ -77,12 +95,12 @@ bool same_shape(const Array& a, const Array& b);
 [[noreturn]] void value_error(const char* op, const std::string& text);
 [[noreturn]] void type_error(const char* op, const std::string& text);
 
-// The array behind `object`; TypeError unless it is of this backend, float32, float64 or an integer
-// type above, of native byte order and aligned.
+// The array behind `object`; TypeError unless it is of this backend, of a type above (on the CPU
+// none of 16 bits), of native byte order and aligned.
 Array array_arg(const char* op, const char* name, py::handle object);
 // The same, of exactly `dtype`.
 Array array_arg(const char* op, const char* name, py::handle object, DType dtype);
-// The same, float32 or float64, and dense in `layout`: converted into a new array where it is not.
+// The same, of a float type, and dense in `layout`: converted into a new array where it is not.
 Array dense_arg(const char* op, const char* name, py::handle object, Layout layout);
 // dense_arg whose dtype must be `like`'s.
 Array dense_arg_like(const char* op, const char* name, py::handle object, Layout layout,
@@ -90,11 +108,14 @@ Array dense_arg_like(const char* op, const char* name, py::handle object, Layout
 // The same, or an empty Array for None.
 Array optional_arg_like(const char* op, const char* name, py::handle object, Layout layout,
                         const Array& like);
+// The same of the dtype of what the kernels keep of `like`'s values: float32 for 16-bit types.
+Array stat_arg_like(const char* op, const char* name, py::handle object, Layout layout,
+                    const Array& like);
 // dense_arg for a signal with or without batch axis: rank spatial + 2 or spatial + 1. The latter
 // comes back with a leading axis of 1, and unbatched = true.
 Array signal_arg(const char* op, const char* name, py::handle object, int spatial, bool* unbatched);
 
-// The array itself if it is dense in `layout`, else a converted copy; any type of 4 or 8 bytes.
+// The array itself if it is dense in `layout`, else a converted copy; any type of 2 bytes or more.
 Array dense(const char* op, const Array& array, Layout layout);
 
 // Uninitialised arrays from the backend's memory pool.
@@ -108,18 +129,28 @@ py::object result(const Array& array, bool unbatched = false);
 // An int, or a sequence of `count` ints, into out[0 .. count).
 void int_tuple(const char* op, const char* name, py::handle value, int count, int64_t* out);
 
-// Calls fn(T{}) with T = float or double; TypeError for any other dtype.
+// "The arrays must be float32 or float64. Got int64."
+[[noreturn]] void float_error(const char* op, const char* name, DType got);
+
+// Calls fn(T{}) with the float type; TypeError for any other dtype.
 template <class Fn>
 decltype(auto) with_float_type(const char* op, DType dtype, Fn&& fn) {
   if (dtype == DType::kFloat32) return fn(float{});
   if (dtype == DType::kFloat64) return fn(double{});
-  type_error(op, std::string("The arrays must be float32 or float64. Got ") + name_of(dtype) + ".");
+#if defined(CONVGRAD_CUDA_ARRAYS)
+  if (dtype == DType::kBFloat16) return fn(bfloat16{});
+  if (dtype == DType::kFloat16) return fn(float16{});
+#endif
+  float_error(op, "The arrays", dtype);
 }
 
 // The same for moves, which look at no value: with a T of the element's size, so that integers of 4
 // and 8 bytes go through the float kernels.
 template <class Fn>
 void with_word_type(const char* op, DType dtype, Fn&& fn) {
+#if defined(CONVGRAD_CUDA_ARRAYS)
+  if (size_of(dtype) == 2) return fn(bfloat16{});
+#endif
   if (size_of(dtype) == 4) {
     fn(float{});
   } else if (size_of(dtype) == 8) {

@@ -19,7 +19,7 @@ struct Names {
 
 struct Library {
   py::object ndarray, alloc, set_device, current_stream;
-  py::object dtype[6];  // by DType
+  py::object dtype[kDTypes];  // by DType; bfloat16's once it is needed
   Names name;
 };
 Library* library = nullptr;  // never freed: it would outlive the interpreter
@@ -38,12 +38,19 @@ void use_library(const py::module_& xp) {
   l->alloc = cuda.attr("alloc");
   l->set_device = cuda.attr("runtime").attr("setDevice");
   l->current_stream = cuda.attr("get_current_stream");
-  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kInt64, DType::kInt32,
-                            DType::kUInt8, DType::kBool})
-    l->dtype[static_cast<int>(dtype)] = py::dtype(numpy_num(dtype));
+  for (int i = 0; i < kDTypes; ++i)
+    if (const auto dtype = static_cast<DType>(i); dtype != DType::kBFloat16)
+      l->dtype[i] = py::dtype(numpy_num(dtype));
   l->name = {name("data"),  name("ptr"),     name("device_id"),
              name("shape"), name("strides"), name("dtype")};
   library = l;
+}
+
+// NumPy's, which the array library uses too.
+const py::object& numpy_dtype(DType dtype) {
+  py::object& found = library->dtype[static_cast<int>(dtype)];
+  if (!found) found = py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  return found;
 }
 
 py::object attribute(py::handle object, PyObject* name) {
@@ -117,7 +124,7 @@ void synchronize(int device) {
 py::object to_device(const py::array& host, int device) {
   enter_device(*call, device);
   Array a;
-  if (host.ndim() > kMaxRank || !dtype_from_numpy(host.dtype().num(), &a.dtype) ||
+  if (host.ndim() > kMaxRank || !dtype_from_numpy(host.dtype(), &a.dtype) ||
       !(host.flags() & py::array::c_style))
     type_error("to_device", "The array must be dense, of a dtype that tensors have. Got " +
                                 std::string(py::str(host.dtype())) + ".");
@@ -152,8 +159,8 @@ Array array_arg(const char* op, const char* name, py::handle object) {
   a.data = pointer(memory);
   const py::dtype descr =
       py::reinterpret_steal<py::dtype>(attribute(object, l.name.dtype).release());
-  if (!dtype_from_numpy(descr.num(), &a.dtype))
-    type_error(op, std::string(name) + " must be float32, float64 or an integer. Got dtype " +
+  if (!dtype_from_numpy(descr, &a.dtype))
+    type_error(op, std::string(name) + " must be of a float type or an integer. Got dtype " +
                        std::string(py::str(descr)) + ".");
   const py::tuple shape = attribute(object, l.name.shape);
   const py::tuple strides = attribute(object, l.name.strides);
@@ -182,7 +189,7 @@ void allocate(Array& a, int64_t bytes) {
   }
   const py::object memory = l.alloc(bytes);  // MemoryError says how much was asked for
   a.data = pointer(memory);
-  a.object = l.ndarray(shape, l.dtype[static_cast<int>(a.dtype)], memory, strides);
+  a.object = l.ndarray(shape, numpy_dtype(a.dtype), memory, strides);
 }
 
 Call::Call(const char* name) : op(name), outer(call) { call = this; }
@@ -227,6 +234,8 @@ void bind_backend(py::module_& m) {
   def(m, "to_device", &to_device);
   ops<float>();  // an empty slot is an import error
   ops<double>();
+  ops<bfloat16>();
+  ops<float16>();
 }
 
 }  // namespace convgrad::python

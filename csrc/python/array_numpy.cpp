@@ -57,8 +57,11 @@ Array array_arg(const char* op, const char* name, py::handle object) {
     value_error(op, std::string(name) + " must have at most " + std::to_string(kMaxRank) +
                         " axes. Got " + std::to_string(a.rank) + ".");
   const py::dtype descr = py::reinterpret_borrow<py::dtype>(proxy->descr);
-  if (!dtype_from_numpy(descr.num(), &a.dtype) || descr.byteorder() == '>' ||
-      !(proxy->flags & api::NPY_ARRAY_ALIGNED_))
+  const bool known = dtype_from_numpy(descr, &a.dtype);
+  if (known && is_16_bit(a.dtype))
+    type_error(op, std::string(name) + " is " + name_of(a.dtype) + ", which CUDA alone computes " +
+                       "with: on the CPU it must be float32 or float64.");
+  if (!known || descr.byteorder() == '>' || !(proxy->flags & api::NPY_ARRAY_ALIGNED_))
     type_error(op, std::string(name) + " must be float32, float64 or an integer, native and " +
                        "aligned. Got dtype " + std::string(py::str(descr)) + ".");
   const int64_t item = size_of(a.dtype);

@@ -10,7 +10,7 @@ struct Targets {
 Targets targets_arg(const char* op, const Array& x, py::handle target_) {
   const Array target = array_arg(op, "target", target_);
   if (target.dtype == DType::kInt64) return {classes_arg(op, x, target_), Array{}};
-  if (target.dtype != DType::kFloat32 && target.dtype != DType::kFloat64)
+  if (!is_float(target.dtype))
     type_error(op, std::string("target must be int64 classes or float probabilities. Got ") +
                        name_of(target.dtype) + ".");
   const Array probs = dense_arg_like(op, "target", target_, Layout::kChannelsLast, x);
@@ -54,18 +54,20 @@ py::tuple cross_entropy_forward(const char* op, py::handle x_, py::handle target
                                                          reduction, label_smoothing, log_probs);
   const RowShape rows = row_shape(x);
   const bool none = s.reduction == Reduction::kNone;
-  const Array loss = empty(x.dtype, none ? rows.rank : 0, rows.shape, Layout::kC);
+  const DType stat = stat_of(x.dtype);
+  const Array loss = empty(stat, none ? rows.rank : 0, rows.shape, Layout::kC);
   const int64_t stats_size = log_probs ? 0 : 2 * s.rows;
-  const Array stats = empty(x.dtype, 1, &stats_size, Layout::kC);
-  const Array norm = empty(x.dtype, 0, nullptr, Layout::kC);
+  const Array stats = empty(stat, 1, &stats_size, Layout::kC);
+  const Array norm = empty(stat, 0, nullptr, Layout::kC);
   int64_t bad_row = -1;
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().cross_entropy_workspace(s, threads); },
         [&](const Exec& exec) {
           ops<T>().cross_entropy_forward(exec, s, x.as<T>(), target.classes.as<int64_t>(),
-                                         target.probs.as<T>(), weight.as<T>(), loss.as<T>(),
-                                         stats.as<T>(), norm.as<T>(), &bad_row);
+                                         target.probs.as<T>(), weight.as<Stat<T>>(),
+                                         loss.as<Stat<T>>(), stats.as<Stat<T>>(),
+                                         norm.as<Stat<T>>(), &bad_row);
         });
   });
   if (bad_row >= 0)
@@ -82,9 +84,9 @@ py::tuple cross_entropy_backward(const char* op, py::handle dy_, py::handle x_, 
                                  double label_smoothing, bool log_probs, bool need_target) {
   const auto [s, x, weight, target] = cross_entropy_args(op, x_, target_, weight_, ignore_index,
                                                          reduction, label_smoothing, log_probs);
-  const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kC, x);
-  const Array stats = array_arg(op, "stats", stats_, x.dtype);
-  const Array norm = array_arg(op, "norm", norm_, x.dtype);
+  const Array dy = stat_arg_like(op, "gradient", dy_, Layout::kC, x);
+  const Array stats = array_arg(op, "stats", stats_, stat_of(x.dtype));
+  const Array norm = array_arg(op, "norm", norm_, stat_of(x.dtype));
   const Array dx = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
   Array dprobs;
   if (need_target && target.probs) dprobs = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
@@ -92,8 +94,9 @@ py::tuple cross_entropy_backward(const char* op, py::handle dy_, py::handle x_, 
     using T = decltype(t);
     run([&](const Exec& exec) {
       ops<T>().cross_entropy_backward(exec, s, x.as<T>(), target.classes.as<int64_t>(),
-                                      target.probs.as<T>(), weight.as<T>(), stats.as<T>(),
-                                      norm.as<T>(), dy.as<T>(), dx.as<T>(), dprobs.as<T>());
+                                      target.probs.as<T>(), weight.as<Stat<T>>(),
+                                      stats.as<Stat<T>>(), norm.as<Stat<T>>(), dy.as<Stat<T>>(),
+                                      dx.as<T>(), dprobs.as<T>());
     });
   });
   return py::make_tuple(dx.object, dprobs ? dprobs.object : py::none());

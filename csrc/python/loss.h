@@ -44,7 +44,7 @@ inline Array classes_arg(const char* op, const Array& x, py::handle target_) {
 
 // None, or one value per class.
 inline Array class_weight_arg(const char* op, py::handle weight_, const Array& x) {
-  const Array weight = optional_arg_like(op, "weight", weight_, Layout::kC, x);
+  const Array weight = stat_arg_like(op, "weight", weight_, Layout::kC, x);
   const int64_t c = x.shape[class_axis(x)];
   if (weight && (weight.rank != 1 || weight.shape[0] != c))
     value_error(op, "weight must have one value per class, " + std::to_string(c) + ". Got shape " +

@@ -47,14 +47,14 @@ py::object pointwise_loss_forward(const char* op, const std::string& kind, py::h
   const auto [s, a, b, weight, pos_weight] =
       pointwise_args(op, kind, a_, b_, weight_, pos_weight_, reduction, parameter);
   const bool none = s.reduction == Reduction::kNone;
-  const Array loss = empty(a.dtype, none ? a.rank : 0, a.shape, Layout::kChannelsLast);
+  const Array loss = empty(stat_of(a.dtype), none ? a.rank : 0, a.shape, Layout::kChannelsLast);
   int64_t bad = -1;
   with_float_type(op, a.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().pointwise_loss_workspace(s, threads); },
         [&](const Exec& exec) {
           ops<T>().pointwise_loss_forward(exec, s, a.as<T>(), b.as<T>(), weight.as<T>(),
-                                          pos_weight.as<T>(), loss.as<T>(), &bad);
+                                          pos_weight.as<T>(), loss.as<Stat<T>>(), &bad);
         });
     if (bad >= 0)
       value_error(op, "The input must be from 0 to 1. Got " +
@@ -70,7 +70,7 @@ py::tuple pointwise_loss_backward(const char* op, const std::string& kind, py::h
                                   double parameter, bool need_a, bool need_b) {
   const auto [s, a, b, weight, pos_weight] =
       pointwise_args(op, kind, a_, b_, weight_, pos_weight_, reduction, parameter);
-  const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kChannelsLast, a);
+  const Array dy = stat_arg_like(op, "gradient", dy_, Layout::kChannelsLast, a);
   Array da, db;
   if (need_a) da = empty(a.dtype, a.rank, a.shape, Layout::kChannelsLast);
   if (need_b) db = empty(a.dtype, a.rank, a.shape, Layout::kChannelsLast);
@@ -78,7 +78,8 @@ py::tuple pointwise_loss_backward(const char* op, const std::string& kind, py::h
     using T = decltype(t);
     run([&](const Exec& exec) {
       ops<T>().pointwise_loss_backward(exec, s, a.as<T>(), b.as<T>(), weight.as<T>(),
-                                       pos_weight.as<T>(), dy.as<T>(), da.as<T>(), db.as<T>());
+                                       pos_weight.as<T>(), dy.as<Stat<T>>(), da.as<T>(),
+                                       db.as<T>());
     });
   });
   return py::make_tuple(need_a ? da.object : py::none(), need_b ? db.object : py::none());
@@ -117,14 +118,14 @@ py::object multi_margin_forward(py::handle x_, py::handle target_, py::handle we
   const auto [s, x, classes, weight] =
       multi_margin_args(x_, target_, weight_, power, margin, reduction);
   const int rank = s.reduction == Reduction::kNone ? x.rank - 1 : 0;
-  const Array loss = empty(x.dtype, rank, x.shape, Layout::kC);
+  const Array loss = empty(stat_of(x.dtype), rank, x.shape, Layout::kC);
   int64_t bad = -1;
   with_float_type("multi_margin_loss", x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().multi_margin_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().multi_margin_forward(exec, s, x.as<T>(), classes.as<int64_t>(), weight.as<T>(),
-                                        loss.as<T>(), &bad);
+          ops<T>().multi_margin_forward(exec, s, x.as<T>(), classes.as<int64_t>(),
+                                        weight.as<Stat<T>>(), loss.as<Stat<T>>(), &bad);
         });
   });
   if (bad >= 0) class_error("multi_margin_loss", s.c, classes.as<int64_t>()[bad]);
@@ -136,13 +137,13 @@ py::object multi_margin_backward(py::handle dy_, py::handle x_, py::handle targe
                                  const std::string& reduction) {
   const auto [s, x, classes, weight] =
       multi_margin_args(x_, target_, weight_, power, margin, reduction);
-  const Array dy = dense_arg_like("multi_margin_loss", "gradient", dy_, Layout::kC, x);
+  const Array dy = stat_arg_like("multi_margin_loss", "gradient", dy_, Layout::kC, x);
   const Array dx = empty(x.dtype, x.rank, x.shape, Layout::kC);
   with_float_type("multi_margin_loss", x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
-      ops<T>().multi_margin_backward(exec, s, x.as<T>(), classes.as<int64_t>(), weight.as<T>(),
-                                     dy.as<T>(), dx.as<T>());
+      ops<T>().multi_margin_backward(exec, s, x.as<T>(), classes.as<int64_t>(),
+                                     weight.as<Stat<T>>(), dy.as<Stat<T>>(), dx.as<T>());
     });
   });
   return dx.object;
@@ -178,16 +179,16 @@ py::tuple dice_forward(py::handle x_, py::handle target_, double smooth) {
   const DiceShape s = dice_shape(x, smooth);
   const auto [classes, mask] = dice_target(x, target_);
   const int64_t slopes[3] = {s.n, s.c, 2};
-  const Array loss = empty(x.dtype, 0, nullptr, Layout::kC);
+  const Array loss = empty(stat_of(x.dtype), 0, nullptr, Layout::kC);
   const Array p = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
-  const Array dp = empty(x.dtype, 3, slopes, Layout::kC);
+  const Array dp = empty(stat_of(x.dtype), 3, slopes, Layout::kC);
   int64_t bad = -1;
   with_float_type("dice_loss", x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().dice_workspace(s, threads); },
         [&](const Exec& exec) {
           ops<T>().dice_forward(exec, s, x.as<T>(), classes.as<int64_t>(), mask.as<T>(),
-                                loss.as<T>(), p.as<T>(), dp.as<T>(), &bad);
+                                loss.as<Stat<T>>(), p.as<T>(), dp.as<Stat<T>>(), &bad);
         });
   });
   if (bad >= 0) class_error("dice_loss", s.c, classes.as<int64_t>()[bad]);
@@ -198,14 +199,14 @@ py::object dice_backward(py::handle dy_, py::handle target_, py::handle p_, py::
   const Array p = dense_arg("dice_loss", "p", p_, Layout::kChannelsLast);
   const DiceShape s = dice_shape(p, 0);
   const auto [classes, mask] = dice_target(p, target_);
-  const Array dp = array_arg("dice_loss", "dp", dp_, p.dtype);
-  const Array dy = array_arg("dice_loss", "gradient", dy_, p.dtype);
+  const Array dp = array_arg("dice_loss", "dp", dp_, stat_of(p.dtype));
+  const Array dy = array_arg("dice_loss", "gradient", dy_, stat_of(p.dtype));
   const Array dx = empty(p.dtype, p.rank, p.shape, Layout::kChannelsLast);
   with_float_type("dice_loss", p.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
-      ops<T>().dice_backward(exec, s, classes.as<int64_t>(), mask.as<T>(), p.as<T>(), dp.as<T>(),
-                             dy.as<T>(), dx.as<T>());
+      ops<T>().dice_backward(exec, s, classes.as<int64_t>(), mask.as<T>(), p.as<T>(),
+                             dp.as<Stat<T>>(), dy.as<Stat<T>>(), dx.as<T>());
     });
   });
   return dx.object;

@@ -293,7 +293,32 @@ py::object pad_constant(py::handle x_, py::handle low_, py::handle high_, double
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
-      ops<T>().pad_constant(exec, s, x.as<T>(), static_cast<T>(value), y.as<T>());
+      ops<T>().pad_constant(exec, s, x.as<T>(), T(static_cast<Stat<T>>(value)), y.as<T>());
+    });
+  });
+  return y.object;
+}
+
+// x in the float type `to`; one of the two is float32. In x's layout where that is dense, else
+// channels-last.
+py::object convert(py::handle x_, const std::string& to_) {
+  const char* op = "convert";
+  Array x = array_arg(op, "array", x_);
+  const DType to = dtype_named(op, to_);
+  if (!is_float(x.dtype) || !is_float(to) || (x.dtype != DType::kFloat32 && to != DType::kFloat32))
+    type_error(op, std::string("One type must be float32, the other a float type. Got ") +
+                       name_of(x.dtype) + " to " + name_of(to) + ".");
+  const bool in_c_order = x.is_dense(Layout::kC) && !x.is_dense(Layout::kChannelsLast);
+  const Layout layout = in_c_order ? Layout::kC : Layout::kChannelsLast;
+  x = dense(op, x, layout);
+  const Array y = empty(to, x.rank, x.shape, layout);
+  with_float_type(op, to == DType::kFloat32 ? x.dtype : to, [&](auto t) {
+    using T = decltype(t);
+    run([&](const Exec& exec) {
+      if (to == DType::kFloat32)
+        ops<T>().to_float(exec, x.size(), x.as<T>(), y.as<float>());
+      else
+        ops<T>().from_float(exec, x.size(), x.as<float>(), y.as<T>());
     });
   });
   return y.object;
@@ -306,6 +331,7 @@ void bind_move(py::module_& m) {
   def(m, "contiguous", &contiguous);
   def(m, "is_channels_last", &is_channels_last);
   def(m, "empty_like", &empty_like);
+  def(m, "convert", &convert);
   def(m, "cat", &cat);
   def(m, "narrow", &narrow);
   def(m, "split", &split);

@@ -22,7 +22,7 @@ NormShape norm_shape(const char* op, const Array& x, bool per_sample, int64_t gr
 
 // None, or one value per channel.
 Array channel_arg(const char* op, const char* name, py::handle object, const Array& x) {
-  const Array a = optional_arg_like(op, name, object, Layout::kC, x);
+  const Array a = stat_arg_like(op, name, object, Layout::kC, x);
   if (a && (a.rank != 1 || a.shape[0] != x.shape[1]))
     value_error(op, std::string(name) + " must have one value per channel, " +
                         std::to_string(x.shape[1]) + ". Got shape " + a.shape_text() + ".");
@@ -73,16 +73,16 @@ py::tuple norm_statistics(const char* op, py::handle x_, py::handle w, py::handl
   check_running(op, running_mean, running_var, true);
   check_enough_values(op, s, x);
   const int64_t shape[2] = {s.batches, s.c};
-  const Array mean = empty(x.dtype, 2, shape, Layout::kC),
-              var = empty(x.dtype, 2, shape, Layout::kC);
+  const Array mean = empty(stat_of(x.dtype), 2, shape, Layout::kC);
+  const Array var = empty(stat_of(x.dtype), 2, shape, Layout::kC);
   const Uploaded uploaded = upload(&momentum);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(),
-                                   uploaded.as<double>(), running_mean.as<T>(),
-                                   running_var.as<T>());
+          ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
+                                   uploaded.as<double>(), running_mean.as<Stat<T>>(),
+                                   running_var.as<Stat<T>>());
         });
   });
   return py::make_tuple(mean.object, var.object);
@@ -96,15 +96,15 @@ py::object norm_apply(const char* op, py::handle x_, py::handle w_, py::handle b
   const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
   const Array w = channel_arg(op, "weight", w_, x), b = channel_arg(op, "bias", b_, x);
   const Array residual = like_arg(op, "residual", residual_, x);
-  const Array mean = array_arg(op, "mean", mean_, x.dtype);
-  const Array var = array_arg(op, "var", var_, x.dtype);
+  const Array mean = array_arg(op, "mean", mean_, stat_of(x.dtype));
+  const Array var = array_arg(op, "var", var_, stat_of(x.dtype));
   const Array y = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), w.as<T>(), b.as<T>(),
-                              residual.as<T>(), relu, y.as<T>());
+          ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
+                              w.as<Stat<T>>(), b.as<Stat<T>>(), residual.as<T>(), relu, y.as<T>());
         });
   });
   return y.object;
@@ -126,19 +126,20 @@ py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle 
   if (training) check_enough_values(op, s, x);
   const Array y = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
   const int64_t shape[2] = {s.batches, s.c};
-  const Array mean = training ? empty(x.dtype, 2, shape, Layout::kC) : running_mean;
-  const Array var = training ? empty(x.dtype, 2, shape, Layout::kC) : running_var;
+  const DType stat = stat_of(x.dtype);
+  const Array mean = training ? empty(stat, 2, shape, Layout::kC) : running_mean;
+  const Array var = training ? empty(stat, 2, shape, Layout::kC) : running_var;
   const Uploaded uploaded = upload(&momentum, training ? 1 : 0);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
           if (training)
-            ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(),
-                                     uploaded.as<double>(), running_mean.as<T>(),
-                                     running_var.as<T>());
-          ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<T>(), var.as<T>(), w.as<T>(), b.as<T>(),
-                              residual.as<T>(), relu, y.as<T>());
+            ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
+                                     uploaded.as<double>(), running_mean.as<Stat<T>>(),
+                                     running_var.as<Stat<T>>());
+          ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
+                              w.as<Stat<T>>(), b.as<Stat<T>>(), residual.as<T>(), relu, y.as<T>());
         });
   });
   return py::make_tuple(y.object, mean.object, var.object);
@@ -153,21 +154,21 @@ py::tuple norm_backward(const char* op, py::handle dy_, py::handle x_, py::handl
   const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
   const Array dy = like_arg(op, "gradient", dy_, x), mask = like_arg(op, "mask", mask_, x);
   const Array w = channel_arg(op, "weight", w_, x);
-  const Array mean = array_arg(op, "mean", mean_, x.dtype);
-  const Array var = array_arg(op, "var", var_, x.dtype);
+  const Array mean = array_arg(op, "mean", mean_, stat_of(x.dtype));
+  const Array var = array_arg(op, "var", var_, stat_of(x.dtype));
   const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
   Array dx, dw, db, dmasked;
   if (need_x) dx = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
   if (need_residual && mask) dmasked = empty(x.dtype, x.rank, x.shape, Layout::kChannelsLast);
-  if (need_w) dw = empty(x.dtype, 1, &s.c, Layout::kC);
-  if (need_b) db = empty(x.dtype, 1, &s.c, Layout::kC);
+  if (need_w) dw = empty(stat_of(x.dtype), 1, &s.c, Layout::kC);
+  if (need_b) db = empty(stat_of(x.dtype), 1, &s.c, Layout::kC);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
-          ops<T>().norm_backward(exec, s, x.as<T>(), dy.as<T>(), mask.as<T>(), mean.as<T>(),
-                                 var.as<T>(), w.as<T>(), fixed, dx.as<T>(), dw.as<T>(), db.as<T>(),
-                                 dmasked.as<T>());
+          ops<T>().norm_backward(exec, s, x.as<T>(), dy.as<T>(), mask.as<T>(), mean.as<Stat<T>>(),
+                                 var.as<Stat<T>>(), w.as<Stat<T>>(), fixed, dx.as<T>(),
+                                 dw.as<Stat<T>>(), db.as<Stat<T>>(), dmasked.as<T>());
         });
   });
   if (need_residual && !mask) dmasked = dy;
@@ -199,7 +200,7 @@ Rows layer_rows(const Array& x, const py::tuple& normalized) {
 
 // None, or of the normalized axes' shape.
 Array layer_arg(const char* name, py::handle object, const Array& x, int count) {
-  const Array a = optional_arg_like("layer_norm", name, object, Layout::kC, x);
+  const Array a = stat_arg_like("layer_norm", name, object, Layout::kC, x);
   bool fits = !a || a.rank == count;
   for (int i = 0; a && fits && i < count; ++i) fits = a.shape[i] == x.shape[x.rank - count + i];
   if (!fits)
@@ -216,13 +217,14 @@ py::tuple layer_norm_forward(py::handle x_, const py::tuple& normalized, py::han
   const Array w = layer_arg("weight", w_, x, int(normalized.size()));
   const Array b = layer_arg("bias", b_, x, int(normalized.size()));
   const Array y = empty(x.dtype, x.rank, x.shape, Layout::kC);
-  const Array mean = empty(x.dtype, 1, &s.rows, Layout::kC);
-  const Array inv_std = empty(x.dtype, 1, &s.rows, Layout::kC);
+  const Array mean = empty(stat_of(x.dtype), 1, &s.rows, Layout::kC);
+  const Array inv_std = empty(stat_of(x.dtype), 1, &s.rows, Layout::kC);
   with_float_type("layer_norm", x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
-      ops<T>().layer_norm_forward(exec, s.rows, s.c, eps, x.as<T>(), w.as<T>(), b.as<T>(),
-                                  y.as<T>(), mean.as<T>(), inv_std.as<T>());
+      ops<T>().layer_norm_forward(exec, s.rows, s.c, eps, x.as<T>(), w.as<Stat<T>>(),
+                                  b.as<Stat<T>>(), y.as<T>(), mean.as<Stat<T>>(),
+                                  inv_std.as<Stat<T>>());
     });
   });
   return py::make_tuple(y.object, mean.object, inv_std.object);
@@ -237,21 +239,21 @@ py::tuple layer_norm_backward(py::handle dy_, py::handle x_, py::handle w_, py::
   const Array dy = dense_arg_like(op, "gradient", dy_, Layout::kC, x);
   const int count = int(normalized.size());
   const Array w = layer_arg("weight", w_, x, count);
-  const Array mean = array_arg(op, "mean", mean_, x.dtype);
-  const Array inv_std = array_arg(op, "inv_std", inv_std_, x.dtype);
+  const Array mean = array_arg(op, "mean", mean_, stat_of(x.dtype));
+  const Array inv_std = array_arg(op, "inv_std", inv_std_, stat_of(x.dtype));
   const Rows s = layer_rows(x, normalized);
   const int64_t* shape = x.shape + (x.rank - count);
   Array dx, dw, db;
   if (need_x) dx = empty(x.dtype, x.rank, x.shape, Layout::kC);
-  if (need_w) dw = empty(x.dtype, count, shape, Layout::kC);
-  if (need_b) db = empty(x.dtype, count, shape, Layout::kC);
+  if (need_w) dw = empty(stat_of(x.dtype), count, shape, Layout::kC);
+  if (need_b) db = empty(stat_of(x.dtype), count, shape, Layout::kC);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().layer_norm_backward_workspace(s.rows, s.c, threads); },
         [&](const Exec& exec) {
-          ops<T>().layer_norm_backward(exec, s.rows, s.c, x.as<T>(), dy.as<T>(), mean.as<T>(),
-                                       inv_std.as<T>(), w.as<T>(), dx.as<T>(), dw.as<T>(),
-                                       db.as<T>());
+          ops<T>().layer_norm_backward(exec, s.rows, s.c, x.as<T>(), dy.as<T>(), mean.as<Stat<T>>(),
+                                       inv_std.as<Stat<T>>(), w.as<Stat<T>>(), dx.as<T>(),
+                                       dw.as<Stat<T>>(), db.as<Stat<T>>());
         });
   });
   const auto given = [](const Array& a) { return a ? a.object : py::none(); };

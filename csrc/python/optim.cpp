@@ -25,9 +25,7 @@ struct InPlace {
 };
 // `filled`: it holds something that the kernel reads.
 InPlace in_place(const char* op, const char* name, Array&& a, Layout layout, bool filled = true) {
-  if (a.dtype != DType::kFloat32 && a.dtype != DType::kFloat64)
-    type_error(op,
-               std::string(name) + " must be float32 or float64. Got " + name_of(a.dtype) + ".");
+  if (!is_float(a.dtype)) float_error(op, name, a.dtype);
   InPlace out{std::move(a), {}};
   const Array& original = out.original;
   out.dense = filled || original.is_dense(layout)
@@ -77,7 +75,7 @@ void keep(const char* op, Param& param, py::handle buffer) {
   same_as_parameter(op, "buffer", kept.dense, param.p.dense);
 }
 
-// kernel(exec, count, refs) once for the float32 and once for the float64 parameters, if any.
+// kernel(exec, count, refs) once for the parameters of each type, if any.
 template <class WorkspaceBytes, class Kernel>
 void run_list(const std::vector<Param>& params, const WorkspaceBytes& workspace_bytes,
               const Kernel& kernel) {
@@ -107,6 +105,10 @@ void run_list(const std::vector<Param>& params, const WorkspaceBytes& workspace_
   };
   run_type(float{});
   run_type(double{});
+#if defined(CONVGRAD_CUDA_ARRAYS)
+  run_type(bfloat16{});
+  run_type(float16{});
+#endif
 }
 constexpr auto kNoWorkspace = [](int64_t, const auto*) { return int64_t{0}; };
 
@@ -209,12 +211,13 @@ py::object penalty_backward(py::handle p_, const std::string& kind_, double fact
                             py::handle dy_) {
   const NormKind kind = kind_arg(kind_);
   const Array p = dense_arg("penalty", "parameter", p_, Layout::kChannelsLast);
-  const Array dy = array_arg("penalty", "gradient", dy_, p.dtype);
+  const Array dy = array_arg("penalty", "gradient", dy_, stat_of(p.dtype));
   const Array dp = empty(p.dtype, p.rank, p.shape, Layout::kChannelsLast);
   with_float_type("penalty", p.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](const Exec& exec) {
-      ops<T>().penalty_backward(exec, p.size(), p.as<T>(), kind, factor, dy.as<T>(), dp.as<T>());
+      ops<T>().penalty_backward(exec, p.size(), p.as<T>(), kind, factor, dy.as<Stat<T>>(),
+                                dp.as<T>());
     });
   });
   return dp.object;

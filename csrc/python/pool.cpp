@@ -203,10 +203,14 @@ py::object max_unpool_forward(py::handle x_, py::handle index, int spatial,
   const Unpool u(op.c_str(), x, index, unbatched, shape + 2);
   with_float_type(op.c_str(), x.dtype, [&](auto t) {
     using T = decltype(t);
-    run([&](const Exec& exec) {
-      ops<T>().max_unpool_forward(exec, u.n, u.in, u.out, u.c, x.as<T>(), u.index.as<int64_t>(),
-                                  y.as<T>());
-    });
+    run(
+        [&](int threads) {
+          return ops<T>().max_unpool_forward_workspace(u.n, u.out, u.c, threads);
+        },
+        [&](const Exec& exec) {
+          ops<T>().max_unpool_forward(exec, u.n, u.in, u.out, u.c, x.as<T>(), u.index.as<int64_t>(),
+                                      y.as<T>());
+        });
   });
   return result(y, unbatched);
 }

@@ -142,7 +142,7 @@ Matrix padding(const char* op, const std::string& mode, int64_t in, int64_t low,
 template <class T>
 void run_resample(const ResampleShape& s, const Matrix (&matrix)[3], const Array& x,
                   const Array& y) {
-  std::vector<T> weight[3];
+  std::vector<Stat<T>> weight[3];
   std::vector<Uploaded> uploaded;  // keeps what the maps point to
   const auto placed = [&](const auto& values) {
     uploaded.push_back(upload(values.data(), int64_t(values.size())));

@@ -158,7 +158,8 @@ class Call {
     static PyObject* const kind_name = PyUnicode_InternFromString("kind");
     const py::object dtype = owned(PyObject_GetAttr(array, dtype_name));
     const py::object kind = owned(PyObject_GetAttr(dtype.ptr(), kind_name));
-    return PyUnicode_READ_CHAR(kind.ptr(), 0) == 'f';
+    const Py_UCS4 code = PyUnicode_READ_CHAR(kind.ptr(), 0);
+    return code == 'f' || code == 'V';  // 'V': ml_dtypes' bfloat16
   }
 
   void see(const Tensor* t, const void* array) {

@@ -160,6 +160,8 @@ def _refused(error: Exception, op: type[Op], inputs: Sequence[Any]) -> Exception
             f"{' and '.join(devices)}."
         )
     text = str(error)
+    if "which CUDA alone" in text:  # an array of 16 bits on the CPU
+        return TypeError(f"[{_public_caller().f_code.co_name}] {text.partition('] ')[2]}")
     inner = text.startswith(("[convgrad]", "[channels_last]", "[contiguous]"))
     if text.startswith("[") and not inner:
         return None

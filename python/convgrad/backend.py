@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from convgrad import _cpu
+from convgrad.dtypes import is_half
 
 __all__ = [
     "CPU",
     "Backend",
     "by_device",
+    "convert_float",
     "cuda_status",
     "device",
     "for_new",
@@ -68,7 +70,7 @@ class Backend:
         return np.asarray(values)
 
     def host(self, array: Any) -> np.ndarray:
-        """The array in NumPy: itself on the CPU, else a C-order copy."""
+        """The array in NumPy: itself on the CPU, else a C-order copy, float32 of 16-bit types."""
         return array
 
 
@@ -99,6 +101,8 @@ class CudaBackend(Backend):
         return self.lib.to_device(np.asarray(values), self.index)
 
     def host(self, array: Any) -> np.ndarray:
+        if is_half(array.dtype):
+            array = self.lib.convert(array, "float32")
         out = array.get()
         self.lib.raise_errors(self.index)
         return out
@@ -119,7 +123,7 @@ class device(str):
         return int(number) if number else None
 
 
-CPU = Backend("cpu", np, _cpu)
+CPU: Backend = Backend("cpu", np, _cpu)
 _LIB_BY_TYPE: dict[type, Any] = {np.ndarray: _cpu}
 _cuda: list[CudaBackend] = []  # by index, once CUDA has been asked for
 _cuda_arrays: Any = ()  # CuPy's type, in a tuple
@@ -157,6 +161,15 @@ def host(array: Any) -> Any:
     """The array in NumPy: itself on the CPU, else a copy. ValueError if a kernel on its device has
     found a bad value."""
     return array if type(array) is np.ndarray else of(array).host(array)
+
+
+def convert_float(array: Any, dtype: np.dtype[Any]) -> Any:
+    """A float array in another float type, by the kernel: rounded to nearest, channels-last where
+    the array is."""
+    lib = lib_of(array)
+    if array.dtype.name != "float32" and dtype.name != "float32":
+        array = lib.convert(array, "float32")
+    return lib.convert(array, dtype.name)
 
 
 def typed(result: Any, dtype: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from convgrad import backend
+from convgrad.dtypes import FLOATS, is_half
 from convgrad.functional.shape import sizes
 from convgrad.random import Generator, default_generator
-from convgrad.tensor import Tensor, as_tensor, checked_dtype, tensor
+from convgrad.tensor import Tensor, as_tensor, checked_dtype, put, tensor
 
 __all__ = [
     "arange",
@@ -63,13 +64,14 @@ def from_numpy(array: np.ndarray) -> Tensor:
 def from_dlpack(source: Any) -> Tensor:
     """A tensor in the memory of any array with ``__dlpack__``, on the CPU or a GPU."""
     kind, index = source.__dlpack_device__()
+    target = backend.CPU
     if kind in _DLPACK_CUDA:
         target = backend.by_device(f"cuda:{index}")
         with target.current():
             array = target.xp.from_dlpack(source)
     else:
         array = np.from_dlpack(source)
-    checked_dtype("from_dlpack", array.dtype)
+    checked_dtype("from_dlpack", array.dtype, target)
     return Tensor(array)
 
 
@@ -86,8 +88,14 @@ def _leaf(array: Any, requires_grad: bool) -> Tensor:
     return out
 
 
-def _from_host(array: np.ndarray, device: Any, requires_grad: bool) -> Tensor:
-    return _leaf(backend.for_new(device).put(array), requires_grad)
+def _from_host(array: np.ndarray, dtype: np.dtype[Any], device: Any, requires_grad: bool) -> Tensor:
+    return _leaf(put(array, backend.for_new(device), dtype), requires_grad)
+
+
+def _dtypes(op: str, dtype: Any, device: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """The new tensor's dtype, and the one that its values are made in on the host."""
+    wanted = checked_dtype(op, np.float32 if dtype is None else dtype, backend.for_new(device))
+    return wanted, np.dtype(np.float32) if is_half(wanted) else wanted
 
 
 def _allocate(op: str, shape: tuple[int, ...], dtype: Any, target: backend.Backend) -> Any:
@@ -95,8 +103,8 @@ def _allocate(op: str, shape: tuple[int, ...], dtype: Any, target: backend.Backe
     for s in shape:
         if s < 0:
             raise ValueError(f"[{op}] Sizes must be at least 0. Got {shape}.")
-    wanted = checked_dtype(op, np.float32 if dtype is None else dtype)
-    if wanted.kind != "f" and len(shape) > 2:
+    wanted = checked_dtype(op, np.float32 if dtype is None else dtype, target)
+    if wanted.kind not in FLOATS and len(shape) > 2:
         with target.current():
             return target.xp.empty(shape, wanted)
     return target.empty(shape, wanted)
@@ -136,7 +144,7 @@ def full(
         fill_value = fill_value.numpy(force=True)
     if dtype is None:
         kind = np.asarray(fill_value).dtype
-        dtype = np.float32 if kind.kind == "f" and not hasattr(fill_value, "dtype") else kind
+        dtype = np.float32 if kind.kind in FLOATS and not hasattr(fill_value, "dtype") else kind
     return _filled("full", sizes("full", (size,)), fill_value, dtype, device, requires_grad)
 
 
@@ -191,8 +199,8 @@ def eye(
     requires_grad: bool = False,
 ) -> Tensor:
     """(n, m), or (n, n): 1 on the diagonal, 0 elsewhere."""
-    wanted = checked_dtype("eye", np.float32 if dtype is None else dtype)
-    return _from_host(np.eye(n, m, dtype=wanted), device, requires_grad)
+    wanted, on_host = _dtypes("eye", dtype, device)
+    return _from_host(np.eye(n, m, dtype=on_host), wanted, device, requires_grad)
 
 
 # ---- ranges ----
@@ -217,8 +225,9 @@ def arange(
     if dtype is None:
         floats = any(isinstance(v, (float, np.floating)) for v in (start, end, step))
         dtype = np.float32 if floats else np.int64
-    array = np.arange(start, end, step).astype(checked_dtype("arange", dtype))
-    return _from_host(array, device, requires_grad)
+    wanted, on_host = _dtypes("arange", dtype, device)
+    array = np.arange(start, end, step).astype(on_host)
+    return _from_host(array, wanted, device, requires_grad)
 
 
 def linspace(
@@ -233,8 +242,9 @@ def linspace(
     """steps numbers from start to end, both included, evenly spaced."""
     if steps < 0:
         raise ValueError(f"[linspace] steps must be at least 0. Got {steps}.")
-    wanted = checked_dtype("linspace", np.float32 if dtype is None else dtype)
-    return _from_host(np.linspace(start, end, steps).astype(wanted), device, requires_grad)
+    wanted, on_host = _dtypes("linspace", dtype, device)
+    array = np.linspace(start, end, steps).astype(on_host)
+    return _from_host(array, wanted, device, requires_grad)
 
 
 # ---- random ----
@@ -243,11 +253,12 @@ def linspace(
 def _random(
     op: str, shape: tuple[int, ...], dtype: Any, draw: Any, device: Any, requires_grad: bool
 ) -> Tensor:
-    array = _allocate(op, shape, dtype, backend.CPU)  # drawn on the host: see random.py
-    if array.dtype.kind != "f":
-        raise TypeError(f"[{op}] dtype must be a floating type. Got {array.dtype}.")
-    array[...] = draw(shape, dtype=array.dtype)
-    return _from_host(array, device, requires_grad)
+    wanted, on_host = _dtypes(op, dtype, device)
+    if wanted.kind not in FLOATS:
+        raise TypeError(f"[{op}] dtype must be a floating type. Got {wanted}.")
+    array = _allocate(op, shape, on_host, backend.CPU)  # drawn on the host: see random.py
+    array[...] = draw(shape, dtype=on_host)
+    return _from_host(array, wanted, device, requires_grad)
 
 
 def rand(
@@ -301,13 +312,13 @@ def randint(
         low, high = 0, low
     if high <= low:
         raise ValueError(f"[randint] high must be above low. Got {low} and {high}.")
-    kind = np.int64 if dtype is None else dtype
-    array = _allocate("randint", sizes("randint", (size,)), kind, backend.CPU)
+    wanted, on_host = _dtypes("randint", np.int64 if dtype is None else dtype, device)
+    array = _allocate("randint", sizes("randint", (size,)), on_host, backend.CPU)
     array[...] = (generator or default_generator).numpy.integers(low, high, array.shape)
-    return _from_host(array, device, requires_grad)
+    return _from_host(array, wanted, device, requires_grad)
 
 
 def randperm(n: int, *, generator: Generator | None = None, device: Any = None) -> Tensor:
     """0 to n - 1 in random order, int64."""
     order = (generator or default_generator).numpy.permutation(n)
-    return _from_host(order.astype(np.int64), device, False)
+    return _from_host(order.astype(np.int64), np.dtype(np.int64), device, False)

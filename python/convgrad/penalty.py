@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, typed
+from convgrad.dtypes import is_half
 from convgrad.tensor import Tensor
 
-__all__ = ["l1", "l2"]
+__all__ = ["l1", "l2", "list_norm"]
 
 Array = Any
 
 
+def list_norm(arrays: Sequence[Array], kind: str, power: float = 0.0) -> Array:
+    """The sum of |w| ('abs_sum'), w^2 ('square_sum') or |w|^power ('power_sum') over all elements
+    of all arrays, which are of one device and any float types, or their largest |w| ('abs_max'):
+    a float64 array without axes."""
+    by_type: dict[Any, list[Array]] = {}
+    for w in arrays:
+        by_type.setdefault(w.dtype, []).append(w)
+    lib = lib_of(arrays[0])
+    totals = [lib.list_norm(group, kind, power) for group in by_type.values()]
+    join = np.maximum if kind == "abs_max" else np.add
+    return functools.reduce(join, totals)
+
+
 class Penalty(Op):
-    """factor * the sum of |w|, or of w^2, over all elements of all arrays."""
+    """factor * the sum of |w|, or of w^2, over all elements of all arrays; float32 for 16 bits."""
 
     fresh = True
 
     def forward(self, *args: Any) -> Array:
         *arrays, kind, factor = args
-        total = lib_of(arrays[0]).list_norm(arrays, kind, 0.0)
+        total = list_norm(arrays, kind)
         self.saved = tuple(arrays)
         self.args = kind, factor
-        return typed(total * factor, arrays[0].dtype)
+        first = arrays[0].dtype
+        return typed(total * factor, np.dtype(np.float32) if is_half(first) else first)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         lib = lib_of(dy)

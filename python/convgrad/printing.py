@@ -20,8 +20,8 @@ def text(t: Tensor) -> str:
     notes = []
     if array.size == 0 and array.ndim != 1:
         notes.append(f"size={array.shape}")
-    if array.dtype.name not in ("float32", "int64", "bool"):
-        notes.append(f"dtype={array.dtype.name}")
+    if t.dtype.name not in ("float32", "int64", "bool"):
+        notes.append(f"dtype={t.dtype.name}")
     if t.array is not array:
         notes.append(f"device='{t.device}'")
     if t.node is not None:

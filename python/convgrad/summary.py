@@ -10,6 +10,7 @@ import numpy as np
 
 from convgrad.autograd import no_grad
 from convgrad.backend import for_new, of
+from convgrad.dtypes import FLOATS
 from convgrad.nn.module import Module
 from convgrad.tensor import Tensor
 
@@ -90,7 +91,7 @@ def summary(
     """
     shapes = _shapes(input_shape)
     if dtype is None:
-        floats = (p.array.dtype for p in model.parameters() if p.array.dtype.kind == "f")
+        floats = (p.array.dtype for p in model.parameters() if p.array.dtype.kind in FLOATS)
         dtype = next(floats, np.dtype(np.float32))
     home = next((of(p.array) for p in model.parameters()), for_new(None))
     result = Summary(

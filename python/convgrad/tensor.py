@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from convgrad import _tape, autograd, backend
+from convgrad import _tape, autograd, backend, dtypes
 from convgrad.deferred import Pending
+from convgrad.dtypes import FLOATS, is_half
 
 __all__ = [
     "HookHandle",
@@ -26,8 +27,6 @@ Array = Any
 _bool = bool
 _int = int
 _float = float
-
-DTYPES = tuple(np.dtype(n) for n in ("float32", "float64", "int64", "int32", "uint8", "bool"))
 
 
 class HookHandle:
@@ -88,7 +87,7 @@ class Tensor(_tape.TensorBase):
 
     @requires_grad.setter
     def requires_grad(self, value: _bool) -> None:
-        if value and self.array.dtype.kind != "f":
+        if value and self.array.dtype.kind not in FLOATS:
             raise TypeError(
                 f"[requires_grad] Only float tensors can require gradients. Got {self.array.dtype}."
             )
@@ -131,7 +130,7 @@ class Tensor(_tape.TensorBase):
         return self.array.dtype.itemsize
 
     def is_floating_point(self) -> _bool:
-        return self.array.dtype.kind == "f"
+        return self.array.dtype.kind in FLOATS
 
     def is_contiguous(self) -> _bool:
         """Whether the elements lie in row-major (C) order."""
@@ -151,7 +150,7 @@ class Tensor(_tape.TensorBase):
 
     def numpy(self, copy: _bool = False, *, force: _bool = False) -> np.ndarray:
         """The NumPy array: the tensor's own memory (strided, logical order), or a C-order copy;
-        of a tensor on a GPU always a copy.
+        of a tensor on a GPU always a copy, float32 where the tensor has 16 bits.
 
         RuntimeError for a tensor that requires a gradient, unless forced: detach() it first.
         """
@@ -224,7 +223,8 @@ class Tensor(_tape.TensorBase):
     ) -> Tensor:
         """``to(dtype)``, ``to(device)``, ``to(device, dtype)`` or ``to(other_tensor)``.
 
-        itself if nothing changes and not copy; gradients flow through a conversion.
+        itself if nothing changes and not copy; gradients flow through a conversion. Types of 16
+        bits are GPUs' alone: on the CPU such a tensor becomes float32.
         """
         for arg in args:
             if isinstance(arg, Tensor):
@@ -237,9 +237,11 @@ class Tensor(_tape.TensorBase):
         if device is not None:
             target = backend.by_device(device)
             if target is not backend.of(out.array):
+                if target is backend.CPU and is_half(out.dtype):
+                    out = _math.cast(out, _math.FLOAT32)
                 out = _math.Move.apply((out,), target)
         if dtype is not None:
-            out = _math.cast(out, checked_dtype("to", dtype))
+            out = _math.cast(out, checked_dtype("to", dtype, backend.of(out.array)))
         return out.clone() if copy and out is self else out
 
     def type(self, dtype: Any) -> Tensor:
@@ -369,7 +371,7 @@ class Tensor(_tape.TensorBase):
         return _float(self.item())
 
     def __index__(self) -> _int:
-        if self.array.dtype.kind == "f" or self.array.size != 1:
+        if self.array.dtype.kind in FLOATS or self.array.size != 1:
             raise TypeError(
                 "[index] Only an integer tensor of one element is an index. Got "
                 f"{self.array.dtype} of shape {self.shape}."
@@ -408,6 +410,7 @@ class Tensor(_tape.TensorBase):
             np.array(backend.host(self.array), order="C"),
             self._requires_grad,
             str(self.device),
+            self.dtype.name,
         )
 
     # ---- indexing ----
@@ -442,6 +445,10 @@ class Tensor(_tape.TensorBase):
 
     def _update(self, op: str, ufunc: Any, *operands: Any) -> Tensor:
         array = self._written(op, *operands)
+        if is_half(array.dtype):
+            others = [_math.wide(operand_for(array, v)) for v in operands]
+            array[...] = _math.convert(ufunc(_math.wide(array), *others), array.dtype)
+            return self
         with np.errstate(all="ignore"):
             ufunc(array, *[operand_for(array, v) for v in operands], out=array, casting="same_kind")
         return self
@@ -653,6 +660,14 @@ class Tensor(_tape.TensorBase):
     def double(self) -> Tensor:
         return _math.cast(self, np.float64)
 
+    def half(self) -> Tensor:
+        """In float16, on a GPU."""
+        return self.to(dtype=np.float16)
+
+    def bfloat16(self) -> Tensor:
+        """In bfloat16, on a GPU."""
+        return self.to(dtype="bfloat16")
+
     def long(self) -> Tensor:
         return _math.cast(self, np.int64)
 
@@ -847,9 +862,16 @@ def _is_writeable(array: Array) -> _bool:
     return 0 not in [s for s, n in zip(array.strides, array.shape) if n > 1]
 
 
-def _rebuilt(array: np.ndarray, requires_grad: _bool, device: str) -> Tensor:
+def _rebuilt(array: np.ndarray, requires_grad: _bool, device: str, dtype: str) -> Tensor:
     """A pickled tensor."""
-    return Tensor(backend.by_device(device).put(array), requires_grad)
+    return Tensor(put(array, backend.by_device(device), dtypes.named(dtype)), requires_grad)
+
+
+def put(host: np.ndarray, target: backend.Backend, dtype: np.dtype[Any]) -> Array:
+    """The NumPy array's values on a device in ``dtype``, which is the array's own or of 16 bits."""
+    if not is_half(dtype):
+        return target.put(host)
+    return backend.convert_float(target.put(host.astype(np.float32, copy=False)), dtype)
 
 
 def array_of(op: str, value: Any, name: str = "input") -> Any:
@@ -869,16 +891,9 @@ def as_operand(value: Any) -> Tensor:
     raise TypeError(f"[matmul] Both factors must be tensors. Got {type(value).__name__}.")
 
 
-def checked_dtype(op: str, dtype: Any) -> np.dtype[Any]:
-    """dtype as NumPy's, one of those that tensors have."""
-    try:
-        found = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
-        found = None
-    if found is None or found not in DTYPES:
-        names = ", ".join(d.name for d in DTYPES)
-        raise TypeError(f"[{op}] dtype must be one of {names} on the CPU. Got {dtype!r}.")
-    return found
+def checked_dtype(op: str, dtype: Any, target: backend.Backend = backend.CPU) -> np.dtype[Any]:
+    """dtype as NumPy's, one of those that tensors have on the target's device; else TypeError."""
+    return dtypes.checked(op, dtype, target is not backend.CPU)
 
 
 def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -898,19 +913,20 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     target = own if stays else backend.for_new(device)
     if own is not backend.CPU:
         if own is target:
-            out = Tensor(_copy_of_type(source, checked_dtype("tensor", dtype or source.dtype)))
+            out = Tensor(_copy_of_type(source, checked_dtype("tensor", dtype or source.dtype, own)))
             out.requires_grad = requires_grad
             return out
         source = own.host(source)
     array = np.asarray(source)
     if dtype is None and array.dtype == np.float64 and not hasattr(source, "dtype"):
         dtype = np.float32
-    wanted = checked_dtype("tensor", array.dtype if dtype is None else dtype)
-    if array.ndim > 2 and wanted.kind == "f":
-        host = autograd.copied(np.require(array, wanted, ["ALIGNED"]))
+    wanted = checked_dtype("tensor", array.dtype if dtype is None else dtype, target)
+    on_host = np.dtype(np.float32) if is_half(wanted) else wanted
+    if array.ndim > 2 and wanted.kind in FLOATS:
+        host = autograd.copied(np.require(array, on_host, ["ALIGNED"]))
     else:
-        host = np.array(array, wanted, order="C")
-    out = Tensor(target.put(host))
+        host = np.array(array, on_host, order="C")
+    out = Tensor(put(host, target, wanted))
     out.requires_grad = requires_grad
     return out
 
@@ -918,9 +934,9 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
 def _copy_of_type(array: Array, dtype: Any) -> Array:
     """A copy in ``dtype`` on the array's device, channels-last where that is for floats of more
     than two axes."""
-    if array.ndim > 2 and dtype.kind == "f":
+    if array.ndim > 2 and dtype.kind in FLOATS:
         return autograd.copied(_math.convert(array, dtype))
-    return array.astype(dtype)
+    return _math.duplicate(_math.convert(array, dtype))
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -932,9 +948,11 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
         return tensor(data, dtype, device)
     if not backend.is_array(data):
         return tensor(data, dtype, device)
-    wanted = checked_dtype("as_tensor", data.dtype if dtype is None else dtype)
     own = backend.of(data)
     target = own if device is None and own is not backend.CPU else backend.for_new(device)
+    wanted = checked_dtype("as_tensor", data.dtype if dtype is None else dtype, target)
+    if is_half(wanted):
+        return tensor(data, wanted, target.device) if own is not target else Tensor(data).to(wanted)
     return Tensor(data.astype(wanted, copy=False)).to(device=target.device)
 
 

@@ -31,20 +31,19 @@ void combine_all(const Exec& exec, int64_t n, const T* a, const T* b, T* out) {
 }
 
 template <class T, Binary kKind>
-void combine_kind(const Exec& exec, int64_t n, const T* a, bool a_number, const T* b, bool b_number,
-                  T* out) {
-  if (a_number) return combine_all<T, kKind, false, true>(exec, n, a, b, out);
-  if (b_number) return combine_all<T, kKind, true, false>(exec, n, a, b, out);
-  combine_all<T, kKind, true, true>(exec, n, a, b, out);
+void combine_kind(const Exec& exec, int64_t n, const Operand<T>& a, const Operand<T>& b, T* out) {
+  if (a.number) return combine_all<T, kKind, false, true>(exec, n, a.number, b.array, out);
+  if (b.number) return combine_all<T, kKind, true, false>(exec, n, a.array, b.number, out);
+  combine_all<T, kKind, true, true>(exec, n, a.array, b.array, out);
 }
 
 template <class T>
-void binary(const Exec& exec, Binary kind, int64_t n, const T* a, bool a_number, const T* b,
-            bool b_number, T* out) {
+void binary(const Exec& exec, Binary kind, int64_t n, const Operand<T>& a, const Operand<T>& b,
+            T* out) {
   switch (kind) {
 #define CONVGRAD_CASE(kind) \
   case Binary::kind:        \
-    return combine_kind<T, Binary::kind>(exec, n, a, a_number, b, b_number, out);
+    return combine_kind<T, Binary::kind>(exec, n, a, b, out);
     CONVGRAD_CASE(kAdd)
     CONVGRAD_CASE(kSub)
     CONVGRAD_CASE(kMul)

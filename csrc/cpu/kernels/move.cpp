@@ -323,9 +323,18 @@ void index_add(const Exec& exec, int64_t count, int64_t cols, const int64_t* ind
                });
 }
 
+template <class From, class To>
+void convert(const Exec& exec, int64_t n, const From* x, To* y) {
+  parallel_ranges(exec, n, kGrain, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) y[i] = To(x[i]);
+  });
+}
+
 template <class T>
 void add(Ops<T>& table) {
   table.copy = copy<T>;
+  table.from_float = convert<float, T>;
+  table.to_float = convert<T, float>;
   table.join_columns = join_columns<T>;
   table.split_columns = split_columns<T>;
   table.pad_constant = pad_constant<T>;

@@ -165,6 +165,8 @@ void max_pool_index(const Exec& exec, const PoolShape& s, const void* tap, int64
 
 // ---- unpooling: x and index (n, in, c), y (n, out, c) ----
 
+int64_t max_unpool_forward_workspace(int64_t, int64_t, int64_t, int) { return 0; }
+
 template <class T>
 void max_unpool_forward(const Exec& exec, int64_t n, int64_t in, int64_t out, int64_t c, const T* x,
                         const int64_t* index, T* y) {
@@ -196,6 +198,7 @@ void add(Ops<T>& table) {
   table.max_pool_forward = max_pool_forward<T>;
   table.max_pool_backward = max_pool_backward<T>;
   table.max_pool_index = max_pool_index<T>;
+  table.max_unpool_forward_workspace = max_unpool_forward_workspace;
   table.max_unpool_forward = max_unpool_forward<T>;
   table.max_unpool_backward = max_unpool_backward<T>;
 }

@@ -229,7 +229,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_activation(Ops<float>& table) { add(table); }
-void add_activation(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(activation)
 
 }  // namespace convgrad::cuda

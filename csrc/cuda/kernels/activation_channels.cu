@@ -134,11 +134,11 @@ void prelu_backward(const Exec& exec, int64_t rows, int64_t c, const T* x, const
 // Where the largest of x[0 .. k) lies: the first NaN, or else the first of the largest. K = k where
 // it is known to the compiler, else 0.
 template <class T, int K>
-__device__ int64_t first_largest(const T* x, int64_t k, T* largest) {
-  T best = x[0];
+__device__ int64_t first_largest(const T* x, int64_t k, Acc<T>* largest) {
+  Acc<T> best = Acc<T>(x[0]);
   int64_t at = 0;
   for (int64_t j = 1; j < (K ? K : k); ++j) {
-    const T v = x[j];
+    const Acc<T> v = Acc<T>(x[j]);
     const bool more = !(v <= best) && best == best;
     best = more ? v : best;
     at = more ? j : at;
@@ -149,12 +149,16 @@ __device__ int64_t first_largest(const T* x, int64_t k, T* largest) {
 
 template <class T, int K>
 void run_maxout_forward(const Exec& exec, int64_t n, int64_t k, const T* x, T* y) {
-  for_each(exec, n, [=] __device__(int64_t i) { first_largest<T, K>(x + i * k, k, y + i); });
+  for_each(exec, n, [=] __device__(int64_t i) {
+    Acc<T> largest;
+    first_largest<T, K>(x + i * k, k, &largest);
+    y[i] = T(largest);
+  });
 }
 template <class T, int K>
 void run_maxout_backward(const Exec& exec, int64_t n, int64_t k, const T* x, const T* dy, T* dx) {
   for_each(exec, n, [=] __device__(int64_t i) {
-    T largest;
+    Acc<T> largest;
     const int64_t at = first_largest<T, K>(x + i * k, k, &largest);
     for (int64_t j = 0; j < (K ? K : k); ++j) dx[i * k + j] = j == at ? dy[i] : T(0);
   });
@@ -182,7 +186,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_activation_channels(Ops<float>& table) { add(table); }
-void add_activation_channels(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(activation_channels)
 
 }  // namespace convgrad::cuda

@@ -15,21 +15,24 @@ __device__ T combine(T a, T b) {
   if constexpr (kOp == Binary::kMinimum) return a != a || a < b ? a : b;
 }
 
+template <class T>
+__device__ Acc<T> value(const Operand<T>& x, int64_t i) {
+  return x.number ? *x.number : Acc<T>(x.array[i]);
+}
+
 template <Binary kOp, class T>
-void run(const Exec& exec, int64_t n, const T* a, bool a_number, const T* b, bool b_number,
-         T* out) {
-  const int64_t a_step = a_number ? 0 : 1, b_step = b_number ? 0 : 1;
+void run(const Exec& exec, int64_t n, const Operand<T>& a, const Operand<T>& b, T* out) {
   for_each(exec, n,
-           [=] __device__(int64_t i) { out[i] = combine<kOp>(a[i * a_step], b[i * b_step]); });
+           [=] __device__(int64_t i) { out[i] = T(combine<kOp>(value(a, i), value(b, i))); });
 }
 
 template <class T>
-void binary(const Exec& exec, Binary op, int64_t n, const T* a, bool a_number, const T* b,
-            bool b_number, T* out) {
+void binary(const Exec& exec, Binary op, int64_t n, const Operand<T>& a, const Operand<T>& b,
+            T* out) {
   constexpr decltype(&run<Binary::kAdd, T>) kRun[] = {
       run<Binary::kAdd, T>, run<Binary::kSub, T>,     run<Binary::kMul, T>,
       run<Binary::kDiv, T>, run<Binary::kMaximum, T>, run<Binary::kMinimum, T>};
-  kRun[int(op)](exec, n, a, a_number, b, b_number, out);
+  kRun[int(op)](exec, n, a, b, out);
 }
 
 template <class T>
@@ -39,7 +42,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_arithmetic(Ops<float>& table) { add(table); }
-void add_arithmetic(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(arithmetic)
 
 }  // namespace convgrad::cuda

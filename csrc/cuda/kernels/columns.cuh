@@ -201,9 +201,9 @@ void with_total_threads(int64_t entries, const Fn& fn) {
 
 // dw (c) and db (c), each where not null, of parts (batches, c, blocks, 2): sums of dy and of
 // dy times what a weight multiplies; the latter's times scale(batch, channel). A block per channel.
-template <int kThreads, class T, class Scale>
+template <int kThreads, class A, class Scale>
 __global__ void __launch_bounds__(kThreads)
-    parameter_gradients(ColumnPlan plan, const double* parts, Scale scale, T* dw, T* db) {
+    parameter_gradients(ColumnPlan plan, const double* parts, Scale scale, A* dw, A* db) {
   auto& scratch = shared<TotalScratch<kThreads>>();
   const int64_t channel = blockIdx.x;
   double bias = 0, weight = 0;
@@ -216,16 +216,16 @@ __global__ void __launch_bounds__(kThreads)
   bias = block_reduce<kThreads>(bias, scratch.sums, Plus<double>{});
   weight = block_reduce<kThreads>(weight, scratch.sums, Plus<double>{});
   if (threadIdx.x != 0) return;
-  if (dw) dw[channel] = T(weight);
-  if (db) db[channel] = T(bias);
+  if (dw) dw[channel] = A(weight);
+  if (db) db[channel] = A(bias);
 }
 
-template <class T, class Scale>
+template <class A, class Scale>
 void sum_parameter_gradients(const Exec& exec, const ColumnPlan& plan, const double* parts,
-                             const Scale& scale, T* dw, T* db) {
+                             const Scale& scale, A* dw, A* db) {
   if (!dw && !db) return;
   with_total_threads(plan.batches * plan.blocks, [&](auto threads) {
-    launch(exec, parameter_gradients<threads.value, T, Scale>, dim3(unsigned(plan.c)),
+    launch(exec, parameter_gradients<threads.value, A, Scale>, dim3(unsigned(plan.c)),
            dim3(threads.value), sizeof(TotalScratch<threads.value>), plan, parts, scale, dw, db);
   });
 }

@@ -323,7 +323,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_conv(Ops<float>& table) { add(table); }
-void add_conv(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(conv)
 
 }  // namespace convgrad::cuda

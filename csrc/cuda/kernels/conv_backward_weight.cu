@@ -268,7 +268,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_conv_backward_weight(Ops<float>& table) { add(table); }
-void add_conv_backward_weight(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(conv_backward_weight)
 
 }  // namespace convgrad::cuda

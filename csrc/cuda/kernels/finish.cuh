@@ -7,10 +7,10 @@ namespace {
 
 // v of channel `channel`, element `at` of the result, after the epilogue. NaN stays NaN.
 template <class T>
-__device__ T finish(const Epilogue<T>& e, T v, int64_t channel, int64_t at) {
-  if (e.bias) v += e.bias[channel];
-  if (e.relu && v < T(0)) v = T(0);
-  if (e.mask && e.mask[at] <= T(0)) v = T(0);
+__device__ Acc<T> finish(const Epilogue<T>& e, Acc<T> v, int64_t channel, int64_t at) {
+  if (e.bias) v += Acc<T>(e.bias[channel]);
+  if (e.relu && v < 0) v = 0;
+  if (e.mask && Acc<T>(e.mask[at]) <= 0) v = 0;
   return v;
 }
 

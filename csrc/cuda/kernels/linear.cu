@@ -150,7 +150,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_linear(Ops<float>& table) { add(table); }
-void add_linear(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(linear)
 
 }  // namespace convgrad::cuda

@@ -83,7 +83,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_local(Ops<float>& table) { add(table); }
-void add_local(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(local)
 
 }  // namespace convgrad::cuda

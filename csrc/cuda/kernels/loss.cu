@@ -16,10 +16,11 @@ template <class T>
 struct Target {
   CrossEntropyShape s;
   const int64_t* classes;
-  const T *probs, *weight;
+  const T* probs;
+  const Stat<T>* weight;
   Acc<T> keep = Acc<T>(1 - s.label_smoothing), spread = Acc<T>(s.label_smoothing / double(s.c));
 
-  __device__ Acc<T> weight_of(int64_t c) const { return weight ? Acc<T>(weight[c]) : Acc<T>(1); }
+  __device__ Acc<T> weight_of(int64_t c) const { return weight ? weight[c] : Acc<T>(1); }
   // One class holds everything.
   __device__ bool sparse() const { return classes && spread == 0; }
   __device__ Acc<T> at(int64_t row, int64_t c) const {
@@ -72,8 +73,8 @@ __device__ Acc<T> row_loss(const Team<kLanes>& team, const Target<T>& target, in
 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
-    forward_kernel(Target<T> target, const T* x, T* stats, LossOutput<T> out, ValueError* errors,
-                   const char* op) {
+    forward_kernel(Target<T> target, const T* x, Acc<T>* stats, LossOutput<Acc<T>> out,
+                   ValueError* errors, const char* op) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
   const CrossEntropyShape& s = target.s;
@@ -86,8 +87,8 @@ __global__ void __launch_bounds__(kRowThreads)
         row_loss(team, target, row, x + row * s.c, row_stat.top, std::log(row_stat.sum), scratch);
     if (!valid || team.lane() != 0) return;
     if (!s.log_probs) {
-      stats[2 * row] = T(row_stat.top);
-      stats[2 * row + 1] = T(row_stat.sum);
+      stats[2 * row] = row_stat.top;
+      stats[2 * row + 1] = row_stat.sum;
     }
     const int64_t y = target.class_of(row);
     if (target.ignores(y)) {
@@ -98,15 +99,15 @@ __global__ void __launch_bounds__(kRowThreads)
       report(errors, op, y, 0, s.c);
     }
     sum.loss += double(value);
-    if (s.reduction == Reduction::kNone) out.loss[row] = T(value);
+    if (s.reduction == Reduction::kNone) out.loss[row] = value;
   });
   add_up(out, sum, scratch.sums);
 }
 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
-    backward_kernel(Target<T> target, const T* x, const T* stats, const T* norm, const T* dy, T* dx,
-                    T* dprobs) {
+    backward_kernel(Target<T> target, const T* x, const Acc<T>* stats, const Acc<T>* norm,
+                    const Acc<T>* dy, T* dx, T* dprobs) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
   const CrossEntropyShape& s = target.s;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kRowThreads)
   team.for_rows(s.rows, [&](int64_t row, bool valid) {
     const int64_t y = target.class_of(row), first = row * s.c;
     const bool counts = !target.ignores(y) && target.inside(y);
-    const A scale = s.reduction == Reduction::kNone ? A(dy[row]) : A(dy[0]) / A(*norm);
+    const A scale = s.reduction == Reduction::kNone ? dy[row] : dy[0] / *norm;
     A total = 0;  // of scale q
     if (!target.sparse()) {
       double sum = 0;
@@ -124,8 +125,8 @@ __global__ void __launch_bounds__(kRowThreads)
       total = scale * target.weight_of(y);
     }
     if (!valid) return;
-    const A top = s.log_probs ? A(0) : A(stats[2 * row]);
-    const A sum = s.log_probs ? A(1) : A(stats[2 * row + 1]);
+    const A top = s.log_probs ? A(0) : stats[2 * row];
+    const A sum = s.log_probs ? A(1) : stats[2 * row + 1];
     const A inverse = A(1) / sum, log_sum = std::log(sum);
     for (int64_t c = team.lane(); c < s.c; c += kLanes) {
       const A shifted = A(x[first + c]) - top;
@@ -146,10 +147,10 @@ int64_t cross_entropy_workspace(const CrossEntropyShape& s, int) {
 
 template <class T>
 void cross_entropy_forward(const Exec& exec, const CrossEntropyShape& s, const T* x,
-                           const int64_t* classes, const T* probs, const T* weight, T* loss,
-                           T* stats, T* norm, int64_t* bad_row) {
+                           const int64_t* classes, const T* probs, const Stat<T>* weight,
+                           Stat<T>* loss, Stat<T>* stats, Stat<T>* norm, int64_t* bad_row) {
   *bad_row = -1;  // the device reports one by exec.errors
-  const LossOutput<T> out{s.reduction, static_cast<LossSum*>(exec.workspace), loss, norm};
+  const LossOutput<Stat<T>> out{s.reduction, static_cast<LossSum*>(exec.workspace), loss, norm};
   with_team(s.c, [&](auto team) {
     const int64_t blocks = row_blocks(s.rows, team.value);
     launch(exec, forward_kernel<T, team.value>, dim3(unsigned(blocks)), dim3(kRowThreads),
@@ -161,8 +162,9 @@ void cross_entropy_forward(const Exec& exec, const CrossEntropyShape& s, const T
 
 template <class T>
 void cross_entropy_backward(const Exec& exec, const CrossEntropyShape& s, const T* x,
-                            const int64_t* classes, const T* probs, const T* weight, const T* stats,
-                            const T* norm, const T* dy, T* dx, T* dprobs) {
+                            const int64_t* classes, const T* probs, const Stat<T>* weight,
+                            const Stat<T>* stats, const Stat<T>* norm, const Stat<T>* dy, T* dx,
+                            T* dprobs) {
   if (s.rows == 0) return;
   with_team(s.c, [&](auto team) {
     launch(exec, backward_kernel<T, team.value>, dim3(unsigned(row_blocks(s.rows, team.value))),
@@ -180,7 +182,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_loss(Ops<float>& table) { add(table); }
-void add_loss(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(loss)
 
 }  // namespace convgrad::cuda

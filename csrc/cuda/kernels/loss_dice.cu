@@ -80,9 +80,9 @@ struct DiceTerms {
 };
 
 // A block per sample and channel: 1 - Dice for the loss, and dp, the slopes of the loss in p.
-template <int kThreads, class T>
+template <int kThreads, class A>
 __global__ void __launch_bounds__(kThreads)
-    dice_channels(ColumnPlan plan, double smooth, const double* parts, LossSum* terms, T* dp) {
+    dice_channels(ColumnPlan plan, double smooth, const double* parts, LossSum* terms, A* dp) {
   auto& scratch = shared<TotalScratch<kThreads>>();
   const double* part = parts + int64_t(blockIdx.x) * plan.blocks * 3;
   double total[3] = {};
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads)
   const double top = 2 * total[0] + smooth, bottom = total[1] + total[2] + smooth;
   const double share = 1 / double(plan.batches * plan.c);
   terms[blockIdx.x] = {1 - top / bottom, 1};
-  dp[2 * blockIdx.x] = T(share * top / (bottom * bottom));
-  dp[2 * blockIdx.x + 1] = T(-share * 2 / bottom);
+  dp[2 * blockIdx.x] = A(share * top / (bottom * bottom));
+  dp[2 * blockIdx.x + 1] = A(-share * 2 / bottom);
 }
 
 template <class T>
@@ -111,7 +111,7 @@ int64_t dice_workspace(const DiceShape& s, int) {
 
 template <class T>
 void dice_forward(const Exec& exec, const DiceShape& s, const T* x, const int64_t* classes,
-                  const T* mask, T* loss, T* p, T* dp, int64_t* bad_row) {
+                  const T* mask, Stat<T>* loss, T* p, Stat<T>* dp, int64_t* bad_row) {
   *bad_row = -1;  // the device reports one by exec.errors
   const ColumnPlan plan = dice_plan<T>(s);
   double* parts = static_cast<double*>(exec.workspace);
@@ -125,27 +125,29 @@ void dice_forward(const Exec& exec, const DiceShape& s, const T* x, const int64_
                    DiceTerms<T, false>{x, nullptr, mask, p, nullptr, nullptr}, parts);
   }
   with_total_threads(plan.blocks, [&](auto threads) {
-    launch(exec, dice_channels<threads.value, T>, dim3(unsigned(s.n * s.c)), dim3(threads.value),
-           sizeof(TotalScratch<threads.value>), plan, s.smooth, parts, terms, dp);
+    launch(exec, dice_channels<threads.value, Stat<T>>, dim3(unsigned(s.n * s.c)),
+           dim3(threads.value), sizeof(TotalScratch<threads.value>), plan, s.smooth, parts, terms,
+           dp);
   });
-  const LossOutput<T> out{Reduction::kMean, terms, loss, nullptr};
-  launch(exec, add_parts<T>, dim3(1), dim3(kLossThreads), sizeof(LossScratch), out, s.n * s.c);
+  const LossOutput<Stat<T>> out{Reduction::kMean, terms, loss, nullptr};
+  launch(exec, add_parts<Stat<T>>, dim3(1), dim3(kLossThreads), sizeof(LossScratch), out,
+         s.n * s.c);
 }
 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     dice_backward_kernel(DiceShape s, const int64_t* classes, const T* mask, const T* p,
-                         const T* dp, const T* dy, T* dx) {
+                         const Acc<T>* dp, const Acc<T>* dy, T* dx) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(s.n * s.pixels, [&](int64_t pixel, bool valid) {
     const int64_t first = pixel * s.c;
-    const T* slopes = dp + pixel / s.pixels * s.c * 2;
-    const A up = A(*dy);
+    const A* slopes = dp + pixel / s.pixels * s.c * 2;
+    const A up = *dy;
     const auto slope = [&](int64_t k) {  // of the loss in p
       const A t = mask ? A(mask[first + k]) : A(k == classes[pixel]);
-      return up * (A(slopes[2 * k]) + A(slopes[2 * k + 1]) * t);
+      return up * (slopes[2 * k] + slopes[2 * k + 1] * t);
     };
     A mean = 0;  // of the slopes under p
     if (!mask) {
@@ -162,7 +164,7 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class T>
 void dice_backward(const Exec& exec, const DiceShape& s, const int64_t* classes, const T* mask,
-                   const T* p, const T* dp, const T* dy, T* dx) {
+                   const T* p, const Stat<T>* dp, const Stat<T>* dy, T* dx) {
   const int64_t rows = s.n * s.pixels;
   if (rows == 0) return;
   with_team(s.c, [&](auto team) {
@@ -180,7 +182,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_loss_dice(Ops<float>& table) { add(table); }
-void add_loss_dice(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(loss_dice)
 
 }  // namespace convgrad::cuda

@@ -208,20 +208,20 @@ struct Arguments {
 
 template <class Kind, class T>
 __global__ void __launch_bounds__(kLossThreads)
-    pointwise_forward(Arguments<T> x, LossOutput<T> out, ValueError* errors, const char* op) {
+    pointwise_forward(Arguments<T> x, LossOutput<Acc<T>> out, ValueError* errors, const char* op) {
   constexpr int N = kPack<T>;
   LossSum sum;
   for (int64_t i = thread_index() * N; i < x.s.n; i += thread_count() * N) {
     Point<Acc<T>> point[N];
     x.points(i, point);
-    Pack<T, N> value = x.template weights<N>(i);
+    const Pack<T, N> weight = x.template weights<N>(i);
+    Pack<Acc<T>, N> value;
     for (int k = 0; k < N; ++k) {
       if (i + k >= x.s.n) break;
       if (x.s.kind == LossKind::kBce && (point[k].a < 0 || point[k].a > 1))
         report_real(errors, op, double(point[k].a), 0, 1);
-      const Acc<T> term = Acc<T>(value[k]) * Kind::value(point[k]);
-      value[k] = T(term);
-      sum.loss += double(term);
+      value[k] = Acc<T>(weight[k]) * Kind::value(point[k]);
+      sum.loss += double(value[k]);
       sum.weight += 1;
     }
     if (out.reduction == Reduction::kNone) store_some(out.loss, i, x.s.n, x.packed, value);
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kLossThreads)
 
 template <class Kind, class T>
 __global__ void __launch_bounds__(kLossThreads)
-    pointwise_backward(Arguments<T> x, const T* dy, T* da, T* db) {
+    pointwise_backward(Arguments<T> x, const Acc<T>* dy, T* da, T* db) {
   constexpr int N = kPack<T>;
   const bool none = x.s.reduction == Reduction::kNone;
   const Acc<T> divisor = x.s.reduction == Reduction::kMean ? Acc<T>(x.s.n) : Acc<T>(1);
@@ -239,10 +239,11 @@ __global__ void __launch_bounds__(kLossThreads)
     Point<Acc<T>> point[N];
     x.points(i, point);
     const Pack<T, N> weight = x.template weights<N>(i);
-    Pack<T, N> up, a, b;
-    if (none) up = x.template read<N>(dy, i);
+    Pack<Acc<T>, N> up;
+    Pack<T, N> a, b;
+    if (none) up = load_some<N>(dy, i, x.s.n, x.packed);
     for (int k = 0; k < N; ++k) {
-      const Acc<T> scale = Acc<T>(weight[k]) * (none ? Acc<T>(up[k]) : Acc<T>(dy[0]) / divisor);
+      const Acc<T> scale = Acc<T>(weight[k]) * (none ? up[k] : dy[0] / divisor);
       const Slopes<Acc<T>> slopes = Kind::slopes(point[k]);
       a[k] = T(slopes.a * scale);
       b[k] = T(slopes.b * scale);
@@ -266,9 +267,9 @@ int64_t pointwise_loss_workspace(const LossShape& s, int) {
 
 template <class T>
 void pointwise_loss_forward(const Exec& exec, const LossShape& s, const T* a, const T* b,
-                            const T* weight, const T* pos_weight, T* loss, int64_t* bad) {
+                            const T* weight, const T* pos_weight, Stat<T>* loss, int64_t* bad) {
   *bad = -1;  // the device reports one by exec.errors
-  const LossOutput<T> out{s.reduction, static_cast<LossSum*>(exec.workspace), loss, nullptr};
+  const LossOutput<Stat<T>> out{s.reduction, static_cast<LossSum*>(exec.workspace), loss, nullptr};
   const bool packed =
       aligned(a, b, weight, pos_weight) && (s.reduction != Reduction::kNone || aligned(loss));
   const int64_t blocks = pointwise_blocks<T>(s.n);
@@ -282,7 +283,8 @@ void pointwise_loss_forward(const Exec& exec, const LossShape& s, const T* a, co
 
 template <class T>
 void pointwise_loss_backward(const Exec& exec, const LossShape& s, const T* a, const T* b,
-                             const T* weight, const T* pos_weight, const T* dy, T* da, T* db) {
+                             const T* weight, const T* pos_weight, const Stat<T>* dy, T* da,
+                             T* db) {
   if (s.n == 0) return;
   const bool packed =
       aligned(a, b, weight, pos_weight, da, db) && (s.reduction != Reduction::kNone || aligned(dy));
@@ -306,7 +308,7 @@ __device__ inline int64_t class_within(int64_t y, int64_t c) { return y < 0 || y
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     multi_margin_forward_kernel(MultiMarginShape s, const T* x, const int64_t* classes,
-                                const T* weight, LossOutput<T> out, ValueError* errors,
+                                const Acc<T>* weight, LossOutput<Acc<T>> out, ValueError* errors,
                                 const char* op) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
@@ -327,7 +329,7 @@ __global__ void __launch_bounds__(kRowThreads)
       report(errors, op, wanted, 0, s.c);
       value = std::numeric_limits<A>::quiet_NaN();
     }
-    if (s.reduction == Reduction::kNone) out.loss[row] = T(value);
+    if (s.reduction == Reduction::kNone) out.loss[row] = value;
     total.loss += double(value);
     total.weight += 1;
   });
@@ -336,9 +338,10 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class T>
 void multi_margin_forward(const Exec& exec, const MultiMarginShape& s, const T* x,
-                          const int64_t* classes, const T* weight, T* loss, int64_t* bad_row) {
+                          const int64_t* classes, const Stat<T>* weight, Stat<T>* loss,
+                          int64_t* bad_row) {
   *bad_row = -1;  // the device reports one by exec.errors
-  const LossOutput<T> out{s.reduction, static_cast<LossSum*>(exec.workspace), loss, nullptr};
+  const LossOutput<Stat<T>> out{s.reduction, static_cast<LossSum*>(exec.workspace), loss, nullptr};
   with_team(s.c, [&](auto team) {
     const int64_t blocks = row_blocks(s.rows, team.value);
     launch(exec, multi_margin_forward_kernel<T, team.value>, dim3(unsigned(blocks)),
@@ -351,15 +354,15 @@ void multi_margin_forward(const Exec& exec, const MultiMarginShape& s, const T* 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kRowThreads)
     multi_margin_backward_kernel(MultiMarginShape s, const T* x, const int64_t* classes,
-                                 const T* weight, Acc<T> share, const T* dy, T* dx) {
+                                 const Acc<T>* weight, Acc<T> share, const Acc<T>* dy, T* dx) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(s.rows, [&](int64_t row, bool valid) {
     const T* in = x + row * s.c;
     const int64_t y = class_within(classes[row], s.c);
-    const A up = A(s.reduction == Reduction::kNone ? dy[row] : dy[0]);
-    const A scale = up * share * (weight ? A(weight[y]) : A(1));
+    const A up = s.reduction == Reduction::kNone ? dy[row] : dy[0];
+    const A scale = up * share * (weight ? weight[y] : A(1));
     double sum = 0;
     for (int64_t i = team.lane(); i < s.c; i += kLanes) {
       const A room = A(s.margin) - A(in[y]) + A(in[i]);
@@ -374,7 +377,8 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class T>
 void multi_margin_backward(const Exec& exec, const MultiMarginShape& s, const T* x,
-                           const int64_t* classes, const T* weight, const T* dy, T* dx) {
+                           const int64_t* classes, const Stat<T>* weight, const Stat<T>* dy,
+                           T* dx) {
   if (s.rows == 0) return;
   const double terms = double(s.c) * (s.reduction == Reduction::kMean ? double(s.rows) : 1);
   with_team(s.c, [&](auto team) {
@@ -396,7 +400,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_loss_pointwise(Ops<float>& table) { add(table); }
-void add_loss_pointwise(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(loss_pointwise)
 
 }  // namespace convgrad::cuda

@@ -12,16 +12,16 @@ struct LossSum {
   double loss = 0, weight = 0;  // kMean divides by the weight
 };
 
-template <class T>
+template <class A>
 struct LossOutput {
   Reduction reduction;
   LossSum* parts;  // one per block
-  T *loss, *norm;  // norm, where not null: what the sum is divided by
+  A *loss, *norm;  // norm, where not null: what the sum is divided by
 };
 
 // Writes the block's sum, or the loss itself if there is no other block; every thread calls it.
-template <class T>
-__device__ void add_up(const LossOutput<T>& out, LossSum mine,
+template <class A>
+__device__ void add_up(const LossOutput<A>& out, LossSum mine,
                        double (&scratch)[kLossThreads / kWarp]) {
   const bool none = out.reduction == Reduction::kNone;
   if (!none) {
@@ -33,8 +33,8 @@ __device__ void add_up(const LossOutput<T>& out, LossSum mine,
     out.parts[blockIdx.x] = mine;
   } else if (blockIdx.x == 0) {
     const double divisor = out.reduction == Reduction::kMean ? mine.weight : 1;
-    if (out.norm) *out.norm = T(divisor);
-    if (!none) *out.loss = T(mine.loss / divisor);
+    if (out.norm) *out.norm = A(divisor);
+    if (!none) *out.loss = A(mine.loss / divisor);
   }
 }
 
@@ -42,8 +42,8 @@ struct LossScratch {
   double sums[kLossThreads / kWarp];
 };
 
-template <class T>
-__global__ void __launch_bounds__(kLossThreads) add_parts(LossOutput<T> out, int64_t blocks) {
+template <class A>
+__global__ void __launch_bounds__(kLossThreads) add_parts(LossOutput<A> out, int64_t blocks) {
   LossSum mine;
   for (int64_t i = threadIdx.x; i < blocks; i += kLossThreads) {
     mine.loss += out.parts[i].loss;
@@ -53,10 +53,10 @@ __global__ void __launch_bounds__(kLossThreads) add_parts(LossOutput<T> out, int
 }
 
 // What is left after a kernel of `blocks` blocks that ended in add_up.
-template <class T>
-void finish_loss(const Exec& exec, const LossOutput<T>& out, int64_t blocks) {
+template <class A>
+void finish_loss(const Exec& exec, const LossOutput<A>& out, int64_t blocks) {
   if (out.reduction == Reduction::kNone || blocks == 1) return;
-  launch(exec, add_parts<T>, dim3(1), dim3(kLossThreads), sizeof(LossScratch), out, blocks);
+  launch(exec, add_parts<A>, dim3(1), dim3(kLossThreads), sizeof(LossScratch), out, blocks);
 }
 
 }  // namespace

@@ -15,10 +15,11 @@ int64_t fma_flops() {
 
 // One block per item; y[item] is its thread 0's.
 template <class T>
-__global__ void __launch_bounds__(kThreads) fma_kernel(int64_t rounds, T scale, T offset, T* y) {
-  T x[kChains];
+__global__ void __launch_bounds__(kThreads)
+    fma_kernel(int64_t rounds, Acc<T> scale, Acc<T> offset, T* y) {
+  Acc<T> x[kChains];
 #pragma unroll
-  for (int i = 0; i < kChains; ++i) x[i] = T(i + int(threadIdx.x) % 2) + offset;
+  for (int i = 0; i < kChains; ++i) x[i] = Acc<T>(i + int(threadIdx.x) % 2) + offset;
   // x -> 0.75 x + 0.25 stays between its start and 1, so that no value is special.
   for (int64_t round = 0; round < rounds; ++round)
 #pragma unroll
@@ -27,13 +28,13 @@ __global__ void __launch_bounds__(kThreads) fma_kernel(int64_t rounds, T scale, 
       for (int i = 0; i < kChains; ++i) x[i] = x[i] * scale + offset;
 #pragma unroll
   for (int i = 1; i < kChains; ++i) x[0] += x[i];
-  if (threadIdx.x == 0) y[blockIdx.x] = x[0];
+  if (threadIdx.x == 0) y[blockIdx.x] = T(x[0]);
 }
 
 template <class T>
 void fma_rounds(const Exec& exec, int64_t items, int64_t rounds, T* y) {
-  launch(exec, fma_kernel<T>, dim3(unsigned(items)), dim3(kThreads), 0, rounds, T(0.75), T(0.25),
-         y);
+  launch(exec, fma_kernel<T>, dim3(unsigned(items)), dim3(kThreads), 0, rounds, Acc<T>(0.75),
+         Acc<T>(0.25), y);
 }
 
 template <class T>
@@ -44,7 +45,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_machine(Ops<float>& table) { add(table); }
-void add_machine(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(machine)
 
 }  // namespace convgrad::cuda

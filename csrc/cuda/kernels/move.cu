@@ -1,5 +1,7 @@
 // Moving data: strided copies (layout conversion, cat, narrow), constant padding, rows
 // by index and their adjoint.
+#include <bit>
+
 #include "cuda/kernels/move_index.cuh"
 #include "cuda/packs.cuh"
 #include "strided.h"
@@ -137,12 +139,23 @@ Pack<T, kPack<T>>* packs_at(T* p) {
 }
 
 template <class T>
-void copy(const Exec& exec, const StridedShape& given, const T* src, T* dst) {
+void copy_words(const Exec& exec, const StridedShape& given, const T* src, T* dst) {
   StridedShape s = simplified(given);
   const int axis = transposed_axis(s);
   if (axis >= 0) return copy_transposed(exec, s, axis, src, dst);
   if (into_packs(s, src, dst)) return copy_items(exec, Axes(s), packs_at(src), packs_at(dst));
   copy_items(exec, Axes(s), src, dst);
+}
+template <class T>
+void copy(const Exec& exec, const StridedShape& s, const T* src, T* dst) {
+  copy_words(exec, s, words(src), words(dst));
+}
+
+// ---- conversion ----
+
+template <class From, class To>
+void convert(const Exec& exec, int64_t n, const From* x, To* y) {
+  for_each(exec, n, [=] __device__(int64_t i) { y[i] = To(x[i]); });
 }
 
 // ---- matrices side by side ----
@@ -214,12 +227,16 @@ void move_columns_any(const Exec& exec, int64_t rows, int64_t count, const int64
 template <class T>
 void join_columns(const Exec& exec, int64_t rows, int64_t count, const int64_t* cols,
                   const T* const* parts, T* wide) {
-  move_columns_any<true>(exec, rows, count, cols, const_cast<T* const*>(parts), wide);
+  using W = Word<T>;
+  move_columns_any<true, W>(exec, rows, count, cols,
+                            reinterpret_cast<W* const*>(const_cast<T* const*>(parts)), words(wide));
 }
 template <class T>
 void split_columns(const Exec& exec, int64_t rows, int64_t count, const int64_t* cols,
                    const T* wide, T* const* parts) {
-  move_columns_any<false>(exec, rows, count, cols, parts, const_cast<T*>(wide));
+  using W = Word<T>;
+  move_columns_any<false, W>(exec, rows, count, cols, reinterpret_cast<W* const*>(parts),
+                             words(const_cast<T*>(wide)));
 }
 
 // ---- constant padding ----
@@ -267,17 +284,23 @@ void pad_packs(const Exec& exec, const PadShape& s, const T* x, T value, T* y) {
   });
 }
 template <class T>
-void pad_constant(const Exec& exec, const PadShape& s, const T* x, T value, T* y) {
+void pad_words(const Exec& exec, const PadShape& s, const T* x, T value, T* y) {
   const int last = s.rank - 1;
   const bool packs =
       are_packs<T>(s.out[last], x, y) && s.in[last] % kPack<T> == 0 && s.low[last] % kPack<T> == 0;
   if (packs) return pad_packs<kPack<T>>(exec, s, x, value, y);
   pad_packs<1>(exec, s, x, value, y);
 }
+template <class T>
+void pad_constant(const Exec& exec, const PadShape& s, const T* x, T value, T* y) {
+  pad_words(exec, s, words(x), std::bit_cast<Word<T>>(value), words(y));
+}
 
 template <class T>
 void add(Ops<T>& table) {
   table.copy = copy<T>;
+  table.from_float = convert<float, T>;
+  table.to_float = convert<T, float>;
   table.join_columns = join_columns<T>;
   table.split_columns = split_columns<T>;
   table.pad_constant = pad_constant<T>;
@@ -288,7 +311,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_move(Ops<float>& table) { add(table); }
-void add_move(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(move)
 
 }  // namespace convgrad::cuda

@@ -44,9 +44,9 @@ template <class T>
 void index_rows(const Exec& exec, int64_t count, int64_t cols, const int64_t* index, int64_t rows,
                 const T* x, T* out) {
   if (count * cols == 0) return;
-  if (are_packs<T>(cols, x, out))
-    return index_packs<kPack<T>>(exec, count, cols, index, rows, x, out);
-  index_packs<1>(exec, count, cols, index, rows, x, out);
+  if (are_packs<Word<T>>(cols, x, out))
+    return index_packs<kPack<Word<T>>>(exec, count, cols, index, rows, words(x), words(out));
+  index_packs<1>(exec, count, cols, index, rows, words(x), words(out));
 }
 
 // Each block owns some rows and columns of out, its sums in shared memory. It reads the whole

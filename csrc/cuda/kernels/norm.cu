@@ -61,25 +61,25 @@ struct Deviations {
   }
 };
 
-template <class T>
+template <class A>
 struct Running {
   const double* momentum;
-  T *mean, *var;  // null: none
+  A *mean, *var;  // null: none
 
   // The channel's, by the mean over batches of the statistics of `count` values each.
   __device__ void update(int64_t channel, double m, double v, double count) const {
     const double part = *momentum;
     v *= count / (count - 1);
-    mean[channel] = T((1 - part) * double(mean[channel]) + part * m);
-    var[channel] = T((1 - part) * double(var[channel]) + part * v);
+    mean[channel] = A((1 - part) * double(mean[channel]) + part * m);
+    var[channel] = A((1 - part) * double(var[channel]) + part * v);
   }
 };
 
 // A block per batch and group: mean and variance from the parts' means and squared deviations.
-template <int kThreads, class T>
+template <int kThreads, class A>
 __global__ void __launch_bounds__(kThreads)
-    group_statistics(NormShape s, ColumnPlan plan, const double* parts, T* mean, T* var,
-                     Running<T> running) {
+    group_statistics(NormShape s, ColumnPlan plan, const double* parts, A* mean, A* var,
+                     Running<A> running) {
   auto& scratch = shared<TotalScratch<kThreads>>();
   const int64_t size = s.c / s.groups, entries = size * plan.blocks;
   const int64_t first = blockIdx.x * size;  // of the batches' channels
@@ -95,17 +95,17 @@ __global__ void __launch_bounds__(kThreads)
   }
   const double v = block_reduce<kThreads>(squares, scratch.sums, Plus<double>{}) / count;
   for (int64_t i = threadIdx.x; i < size; i += kThreads) {
-    mean[first + i] = T(m);
-    var[first + i] = T(v);
+    mean[first + i] = A(m);
+    var[first + i] = A(v);
     if (running.mean && s.batches == 1)
-      running.update(first + i, double(T(m)), double(T(v)), count);
+      running.update(first + i, double(A(m)), double(A(v)), count);
   }
 }
 
 // The running statistics of several batches.
-template <class T>
-void update_running(const Exec& exec, const NormShape& s, const T* mean, const T* var,
-                    const Running<T>& running) {
+template <class A>
+void update_running(const Exec& exec, const NormShape& s, const A* mean, const A* var,
+                    const Running<A>& running) {
   for_each(exec, s.c, [=] __device__(int64_t c) {
     double m = 0, v = 0;
     for (int64_t batch = 0; batch < s.batches; ++batch) {
@@ -138,28 +138,28 @@ int64_t norm_workspace(const NormShape& s, int) {
 }
 
 template <class T>
-void norm_statistics(const Exec& exec, const NormShape& s, const T* x, T* mean, T* var,
-                     const double* momentum, T* running_mean, T* running_var) {
+void norm_statistics(const Exec& exec, const NormShape& s, const T* x, Stat<T>* mean, Stat<T>* var,
+                     const double* momentum, Stat<T>* running_mean, Stat<T>* running_var) {
   if (s.rows == 0)
     return for_each(exec, s.batches * s.c, [=] __device__(int64_t i) {
       mean[i] = 0;
       var[i] = 1;
     });
   const ColumnPlan plan = norm_plan<T>(s);
-  const Running<T> running{momentum, running_mean, running_var};
+  const Running<Stat<T>> running{momentum, running_mean, running_var};
   double* parts = static_cast<double*>(exec.workspace);
   sum_columns<T>(exec, plan, aligned(x), Deviations<T>{x}, parts);
   with_total_threads(s.c / s.groups * plan.blocks, [&](auto threads) {
-    launch(exec, group_statistics<threads.value, T>, dim3(unsigned(s.batches * s.groups)),
+    launch(exec, group_statistics<threads.value, Stat<T>>, dim3(unsigned(s.batches * s.groups)),
            dim3(threads.value), sizeof(TotalScratch<threads.value>), s, plan, parts, mean, var,
            running);
   });
   if (running_mean && s.batches > 1) update_running(exec, s, mean, var, running);
 }
 
-template <class T>
-__device__ Acc<T> inverse_std(double eps, T var) {
-  return Acc<T>(1 / std::sqrt(double(var) + eps));
+template <class A>
+__device__ A inverse_std(double eps, A var) {
+  return A(1 / std::sqrt(double(var) + eps));
 }
 
 // ---- y = (x - mean) * scale + bias ----
@@ -186,23 +186,23 @@ __device__ void fill_coefficients(const ColumnPlan& plan, const ColumnPlace& pla
   __syncthreads();
 }
 
-template <class T>
+template <class A>
 struct Affine {
-  const T *mean, *var, *w, *b;
+  const A *mean, *var, *w, *b;
 };
 
 template <class T, int kV, bool kPacked>
 __global__ void __launch_bounds__(kColumnThreads)
-    apply_kernel(ColumnPlan plan, double eps, const T* x, Affine<T> affine, const T* residual,
+    apply_kernel(ColumnPlan plan, double eps, const T* x, Affine<Acc<T>> affine, const T* residual,
                  bool relu, T* y) {
   using A = Acc<T>;
   auto& coefficients = shared<Coefficients<A, 3, kV>>();
   const ColumnPlace place(plan);
   fill_coefficients<kV>(plan, place, [&](int i, int64_t c) {
     const int64_t at = place.batch * plan.c + c;
-    coefficients.row[0][i] = A(affine.mean[at]);
-    coefficients.row[1][i] = inverse_std(eps, affine.var[at]) * (affine.w ? A(affine.w[c]) : A(1));
-    coefficients.row[2][i] = affine.b ? A(affine.b[c]) : A(0);
+    coefficients.row[0][i] = affine.mean[at];
+    coefficients.row[1][i] = inverse_std(eps, affine.var[at]) * (affine.w ? affine.w[c] : A(1));
+    coefficients.row[2][i] = affine.b ? affine.b[c] : A(0);
   });
   if (!place.inside) return;
   A k[3][kV];  // mean, scale, bias
@@ -228,13 +228,14 @@ __global__ void __launch_bounds__(kColumnThreads)
 }
 
 template <class T>
-void norm_apply(const Exec& exec, const NormShape& s, const T* x, const T* mean, const T* var,
-                const T* w, const T* b, const T* residual, bool relu, T* y) {
+void norm_apply(const Exec& exec, const NormShape& s, const T* x, const Stat<T>* mean,
+                const Stat<T>* var, const Stat<T>* w, const Stat<T>* b, const T* residual,
+                bool relu, T* y) {
   const ColumnPlan plan = norm_plan<T>(s, kRows);
   with_pack<T>(s.c, aligned(x, residual, y), [&](auto pack, auto packed) {
     launch(exec, apply_kernel<T, pack.value, packed.value>, plan.grid(), dim3(kColumnThreads),
-           sizeof(Coefficients<Acc<T>, 3, pack.value>), plan, s.eps, x, Affine<T>{mean, var, w, b},
-           residual, relu, y);
+           sizeof(Coefficients<Acc<T>, 3, pack.value>), plan, s.eps, x,
+           Affine<Stat<T>>{mean, var, w, b}, residual, relu, y);
   });
 }
 
@@ -258,20 +259,21 @@ struct Gradient {
 template <class T, bool kMasked>
 struct GradientTerms {
   static constexpr int kSums = 2;
-  const T *x, *mean;
+  const T* x;
+  const Stat<T>* mean;
   Gradient<T, kMasked> dy;
   T* kept;
 
   template <int kV, bool kPacked>
-  __device__ Pack<T, kV> columns(const ColumnPlan& plan, const ColumnPlace& place) const {
-    Pack<T, kV> m{};
+  __device__ Pack<Acc<T>, kV> columns(const ColumnPlan& plan, const ColumnPlace& place) const {
+    Pack<Acc<T>, kV> m{};
     for (int v = 0; v < kV && place.inside; ++v)
       m[v] = mean[place.batch * plan.c + place.channel + v];
     return m;
   }
 
   template <bool kPacked, int kCount, int kV>
-  __device__ void add(const ColumnPlan& plan, const ColumnPlace& place, const Pack<T, kV>& m,
+  __device__ void add(const ColumnPlan& plan, const ColumnPlace& place, const Pack<Acc<T>, kV>& m,
                       int64_t row, double (&total)[2][kV]) const {
     constexpr int kAtOnce = kCount < kRows ? kCount : kRows;
     int64_t at = place.at(plan, row);
@@ -291,7 +293,7 @@ struct GradientTerms {
         for (int v = 0; v < kV; ++v) {
           g[r][v] = dy.value(g[r][v], sign[r][v]);
           sum[v] += A(g[r][v]);
-          products[v] += A(g[r][v]) * (A(in[r][v]) - A(m[v]));
+          products[v] += A(g[r][v]) * (A(in[r][v]) - m[v]);
         }
         if (kept) store_columns<kV, kPacked>(kept + at + r * step, g[r]);
       }
@@ -303,12 +305,12 @@ struct GradientTerms {
   }
 
   template <int kV>
-  __device__ void finish(const Pack<T, kV>&, int, double, double (&)[2]) const {}
+  __device__ void finish(const Pack<Acc<T>, kV>&, int, double, double (&)[2]) const {}
 };
 
-template <class T>
+template <class A>
 struct InverseStd {
-  const T* var;
+  const A* var;
   int64_t c;
   double eps;
   __device__ double operator()(int64_t batch, int64_t channel) const {
@@ -318,10 +320,10 @@ struct InverseStd {
 
 // A block per batch and group. dw and db, where not null, are those of groups of one channel in one
 // batch.
-template <int kThreads, class T>
+template <int kThreads, class A>
 __global__ void __launch_bounds__(kThreads)
-    group_lines(NormShape s, ColumnPlan plan, const double* parts, const T* var, const T* w,
-                bool fixed, Line<Acc<T>>* lines, T* dw, T* db) {
+    group_lines(NormShape s, ColumnPlan plan, const double* parts, const A* var, const A* w,
+                bool fixed, Line<A>* lines, A* dw, A* db) {
   auto& scratch = shared<TotalScratch<kThreads>>();
   const int64_t size = s.c / s.groups, first = blockIdx.x * size;
   const double* part = parts + first * plan.blocks * 2;
@@ -336,10 +338,9 @@ __global__ void __launch_bounds__(kThreads)
   products = block_reduce<kThreads>(products, scratch.sums, Plus<double>{});
   if (threadIdx.x != 0) return;
   const double d = double(inverse_std(s.eps, var[first]));
-  if (dw) dw[first] = T(products * d);
-  if (db) db[first] = T(sum);
+  if (dw) dw[first] = A(products * d);
+  if (db) db[first] = A(sum);
   const double share = (size == 1 ? weight(0) : 1) / (double(s.rows) * double(size));
-  using A = Acc<T>;
   lines[blockIdx.x] = {fixed ? A(0) : A(-d * d * d * products * share),
                        fixed ? A(0) : A(-d * sum * share)};
 }
@@ -347,16 +348,15 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, bool kMasked, int kV, bool kPacked>
 __global__ void __launch_bounds__(kColumnThreads)
     input_gradient_kernel(ColumnPlan plan, NormShape s, const T* x, Gradient<T, kMasked> dy,
-                          Affine<T> affine, const Line<Acc<T>>* lines, T* dx) {
+                          Affine<Acc<T>> affine, const Line<Acc<T>>* lines, T* dx) {
   using A = Acc<T>;
   auto& coefficients = shared<Coefficients<A, 4, kV>>();
   const ColumnPlace place(plan);
   fill_coefficients<kV>(plan, place, [&](int i, int64_t c) {
     const int64_t at = place.batch * plan.c + c;
-    const Line<Acc<T>> line = lines[at / (s.c / s.groups)];
-    coefficients.row[0][i] = A(affine.mean[at]);
-    coefficients.row[1][i] =
-        inverse_std(s.eps, affine.var[at]) * (affine.w ? A(affine.w[c]) : A(1));
+    const Line<A> line = lines[at / (s.c / s.groups)];
+    coefficients.row[0][i] = affine.mean[at];
+    coefficients.row[1][i] = inverse_std(s.eps, affine.var[at]) * (affine.w ? affine.w[c] : A(1));
     coefficients.row[2][i] = line.slope;
     coefficients.row[3][i] = line.offset;
   });
@@ -383,7 +383,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 
 template <class T, bool kMasked>
 void input_gradient(const Exec& exec, const NormShape& s, const T* x,
-                    const Gradient<T, kMasked>& dy, const Affine<T>& affine,
+                    const Gradient<T, kMasked>& dy, const Affine<Stat<T>>& affine,
                     const Line<Acc<T>>* lines, T* dx) {
   const ColumnPlan plan = norm_plan<T>(s, kRows);
   with_pack<T>(s.c, aligned(x, dy.dy, dy.mask, dx), [&](auto pack, auto packed) {
@@ -395,8 +395,8 @@ void input_gradient(const Exec& exec, const NormShape& s, const T* x,
 
 template <class T>
 void norm_backward(const Exec& exec, const NormShape& s, const T* x, const T* dy, const T* mask,
-                   const T* mean, const T* var, const T* w, bool fixed, T* dx, T* dw, T* db,
-                   T* dmasked) {
+                   const Stat<T>* mean, const Stat<T>* var, const Stat<T>* w, bool fixed, T* dx,
+                   Stat<T>* dw, Stat<T>* db, T* dmasked) {
   const ColumnPlan plan = norm_plan<T>(s);
   double* parts = static_cast<double*>(exec.workspace);
   Line<Acc<T>>* lines = reinterpret_cast<Line<Acc<T>>*>(parts + column_parts(plan, 2));
@@ -409,15 +409,16 @@ void norm_backward(const Exec& exec, const NormShape& s, const T* x, const T* dy
     sum_columns<T>(exec, plan, packed, GradientTerms<T, false>{x, mean, {dy, nullptr}, dmasked},
                    parts);
   const bool alone = s.batches == 1 && s.groups == s.c;  // a group's sums are its parameters' too
-  if (!alone) sum_parameter_gradients(exec, plan, parts, InverseStd<T>{var, s.c, s.eps}, dw, db);
+  if (!alone)
+    sum_parameter_gradients(exec, plan, parts, InverseStd<Stat<T>>{var, s.c, s.eps}, dw, db);
   if (dx || alone)
     with_total_threads(s.c / s.groups * plan.blocks, [&](auto threads) {
-      launch(exec, group_lines<threads.value, T>, dim3(unsigned(s.batches * s.groups)),
+      launch(exec, group_lines<threads.value, Stat<T>>, dim3(unsigned(s.batches * s.groups)),
              dim3(threads.value), sizeof(TotalScratch<threads.value>), s, plan, parts, var, w,
              fixed, lines, alone ? dw : nullptr, alone ? db : nullptr);
     });
   if (!dx) return;
-  const Affine<T> affine{mean, var, w, nullptr};
+  const Affine<Stat<T>> affine{mean, var, w, nullptr};
   if (mask && !dmasked)
     input_gradient(exec, s, x, masked, affine, lines, dx);
   else
@@ -434,7 +435,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_norm(Ops<float>& table) { add(table); }
-void add_norm(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(norm)
 
 }  // namespace convgrad::cuda

@@ -16,8 +16,8 @@ __device__ void for_packs(const Team<kLanes>& team, int64_t c, const Fn& fn) {
 
 template <class T, int kLanes, int kV, bool kPacked>
 __global__ void __launch_bounds__(kRowThreads, 4)
-    forward_kernel(int64_t rows, int64_t c, double eps, const T* x, const T* w, const T* b, T* y,
-                   T* mean, T* inv_std) {
+    forward_kernel(int64_t rows, int64_t c, double eps, const T* x, const Acc<T>* w,
+                   const Acc<T>* b, T* y, Acc<T>* mean, Acc<T>* inv_std) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
@@ -37,40 +37,41 @@ __global__ void __launch_bounds__(kRowThreads, 4)
     if (!valid) return;
     const A scale = A(1 / std::sqrt(squares / double(c) + eps)), shift = A(m);
     for_packs<kV>(team, c, [&](int64_t at) {
-      Pack<T, kV> v = load_columns<kV, kPacked>(in + at), factor, added;
+      Pack<T, kV> v = load_columns<kV, kPacked>(in + at);
+      Pack<A, kV> factor, added;
       if (w) factor = load_columns<kV, kPacked>(w + at);
       if (b) added = load_columns<kV, kPacked>(b + at);
       for (int k = 0; k < kV; ++k) {
         A out = (A(v[k]) - shift) * scale;
-        if (w) out *= A(factor[k]);
-        if (b) out += A(added[k]);
+        if (w) out *= factor[k];
+        if (b) out += added[k];
         v[k] = T(out);
       }
       store_columns<kV, kPacked>(y + row * c + at, v);
     });
     if (team.lane() != 0) return;
-    mean[row] = T(shift);
-    inv_std[row] = T(scale);
+    mean[row] = shift;
+    inv_std[row] = scale;
   });
 }
 
 // dx = d (g - mean(g) - xhat mean(g xhat)), g = w dy, xhat = (x - mean) d.
 template <class T, int kLanes, int kV, bool kPacked>
 __global__ void __launch_bounds__(kRowThreads)
-    input_gradient_kernel(int64_t rows, int64_t c, const T* x, const T* dy, const T* mean,
-                          const T* inv_std, const T* w, T* dx) {
+    input_gradient_kernel(int64_t rows, int64_t c, const T* x, const T* dy, const Acc<T>* mean,
+                          const Acc<T>* inv_std, const Acc<T>* w, T* dx) {
   using A = Acc<T>;
   RowScratch<A>& scratch = shared<RowScratch<A>>();
   const Team<kLanes> team;
   team.for_rows(rows, [&](int64_t row, bool valid) {
     const int64_t first = row * c;
-    const A m = A(mean[row]), scale = A(inv_std[row]);
+    const A m = mean[row], scale = inv_std[row];
     double sum = 0, products = 0;
     const auto weighted = [&](int64_t at, A(&out)[kV]) {
       const Pack<T, kV> g = load_columns<kV, kPacked>(dy + first + at);
-      Pack<T, kV> factor;
+      Pack<A, kV> factor;
       if (w) factor = load_columns<kV, kPacked>(w + at);
-      for (int k = 0; k < kV; ++k) out[k] = w ? A(g[k]) * A(factor[k]) : A(g[k]);
+      for (int k = 0; k < kV; ++k) out[k] = w ? A(g[k]) * factor[k] : A(g[k]);
     };
     for_packs<kV>(team, c, [&](int64_t at) {
       const Pack<T, kV> in = load_columns<kV, kPacked>(x + first + at);
@@ -106,7 +107,7 @@ void with_row_packs(int64_t c, bool packed, const Fn& fn) {
 
 template <class T>
 void layer_norm_forward(const Exec& exec, int64_t rows, int64_t c, double eps, const T* x,
-                        const T* w, const T* b, T* y, T* mean, T* inv_std) {
+                        const Stat<T>* w, const Stat<T>* b, T* y, Stat<T>* mean, Stat<T>* inv_std) {
   if (rows == 0) return;
   with_row_packs<T>(c, aligned(x, y, w, b), [&](auto lanes, auto pack, auto packed) {
     launch(exec, forward_kernel<T, lanes.value, pack.value, packed.value>,
@@ -119,7 +120,8 @@ void layer_norm_forward(const Exec& exec, int64_t rows, int64_t c, double eps, c
 template <class T>
 struct ParameterTerms {
   static constexpr int kSums = 2;
-  const T *x, *dy, *mean, *inv_std;
+  const T *x, *dy;
+  const Stat<T>*mean, *inv_std;
 
   struct Nothing {};
   template <int kV, bool kPacked>
@@ -138,7 +140,7 @@ struct ParameterTerms {
       const Pack<T, kV> in = load_columns<kV, kPacked>(x + at + r * step);
       const Pack<T, kV> g = load_columns<kV, kPacked>(dy + at + r * step);
       const int64_t here = row + int64_t{r} * plan.height;
-      const A m = A(mean[here]), scale = A(inv_std[here]);
+      const A m = mean[here], scale = inv_std[here];
       for (int v = 0; v < kV; ++v) {
         sum[v] += A(g[v]);
         products[v] += A(g[v]) * ((A(in[v]) - m) * scale);
@@ -165,7 +167,8 @@ int64_t layer_norm_backward_workspace(int64_t rows, int64_t c, int) {
 
 template <class T>
 void layer_norm_backward(const Exec& exec, int64_t rows, int64_t c, const T* x, const T* dy,
-                         const T* mean, const T* inv_std, const T* w, T* dx, T* dw, T* db) {
+                         const Stat<T>* mean, const Stat<T>* inv_std, const Stat<T>* w, T* dx,
+                         Stat<T>* dw, Stat<T>* db) {
   if (c == 0) return;
   if (dx && rows > 0)
     with_row_packs<T>(c, aligned(x, dy, dx, w), [&](auto lanes, auto pack, auto packed) {
@@ -189,7 +192,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_norm_rows(Ops<float>& table) { add(table); }
-void add_norm_rows(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(norm_rows)
 
 }  // namespace convgrad::cuda

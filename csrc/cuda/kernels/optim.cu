@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int N = kPack<T>;
   const Piece<T> piece(list);
   const ParamRef<T>& r = piece.param;
-  const SgdRates<T> rate(hyper, r.first);
+  using A = Acc<T>;
+  const SgdRates<A> rate(hyper, r.first);
   const bool packed = aligned(r.p, r.g, r.kept[0]), reads = rate.has_momentum && !r.first;
   piece.for_packs([&](int64_t i) {
     Pack<T, N> p = load_some<N>(r.p, i, piece.end, packed);
@@ -117,12 +118,13 @@ __global__ void __launch_bounds__(kThreads)
     Pack<T, N> v{};
     if (reads) v = load_some<N>(r.kept[0], i, piece.end, packed);
     for (int k = 0; k < N; ++k) {
-      T d = g[k] + rate.decay * p[k];
+      A d = A(g[k]) + rate.decay * A(p[k]);
       if (rate.has_momentum) {
-        v[k] = rate.old * v[k] + rate.fresh * d;
-        d = nesterov ? d + rate.momentum * v[k] : v[k];
+        const A kept = rate.old * A(v[k]) + rate.fresh * d;
+        v[k] = T(kept);
+        d = nesterov ? d + rate.momentum * kept : kept;
       }
-      p[k] -= rate.lr * d;
+      p[k] = T(A(p[k]) - rate.lr * d);
     }
     if (rate.has_momentum) store_some(r.kept[0], i, piece.end, packed, v);
     store_some(r.p, i, piece.end, packed, p);
@@ -168,12 +170,13 @@ template <class T, bool kAmsgrad, bool kDecoupled, int kMax>
 __global__ void __launch_bounds__(kThreads)
     adam_kernel(const __grid_constant__ ParamList<T, kMax> list, const double* hyper) {
   constexpr int N = kPack<T>;
-  AdamRates<T>& shared_rates = shared<AdamRates<T>>();
+  using A = Acc<T>;
+  AdamRates<A>& shared_rates = shared<AdamRates<A>>();
   const Piece<T> piece(list);
   const ParamRef<T>& r = piece.param;
   shared_rates.set(hyper, *r.step);
   __syncthreads();
-  const AdamRates<T> rate = shared_rates;
+  const AdamRates<A> rate = shared_rates;
   const bool packed = aligned(r.p, r.g, r.kept[0], r.kept[1], r.kept[2]);
   piece.for_packs([&](int64_t i) {
     Pack<T, N> p = load_some<N>(r.p, i, piece.end, packed);
@@ -183,14 +186,17 @@ __global__ void __launch_bounds__(kThreads)
     Pack<T, N> top{};
     if constexpr (kAmsgrad) top = load_some<N>(r.kept[2], i, piece.end, packed);
     for (int k = 0; k < N; ++k) {
-      const T before = kDecoupled ? p[k] * rate.shrink : p[k];
-      const T d = kDecoupled ? g[k] : g[k] + rate.add * p[k];
-      m[k] = rate.beta1 * m[k] + rate.new1 * d;
-      v[k] = rate.beta2 * v[k] + rate.new2 * d * d;
-      T square = v[k];
-      // NaN wins, as in PyTorch: a NaN gradient must show.
-      if constexpr (kAmsgrad) square = top[k] = square <= top[k] ? top[k] : square;
-      p[k] = before - rate.step * m[k] / (std::sqrt(square) * rate.root + rate.eps);
+      const A before = kDecoupled ? A(p[k]) * rate.shrink : A(p[k]);
+      const A d = kDecoupled ? A(g[k]) : A(g[k]) + rate.add * A(p[k]);
+      const A mean = rate.beta1 * A(m[k]) + rate.new1 * d;
+      A square = rate.beta2 * A(v[k]) + rate.new2 * d * d;
+      m[k] = T(mean);
+      v[k] = T(square);
+      if constexpr (kAmsgrad) {  // NaN wins, as in PyTorch: a NaN gradient must show
+        square = square <= A(top[k]) ? A(top[k]) : square;
+        top[k] = T(square);
+      }
+      p[k] = T(before - rate.step * mean / (std::sqrt(square) * rate.root + rate.eps));
     }
     store_some(r.kept[0], i, piece.end, packed, m);
     store_some(r.kept[1], i, piece.end, packed, v);
@@ -210,7 +216,7 @@ void adam_step(const Exec& exec, int64_t count, const ParamRef<T>* params, bool 
         {adam_kernel<T, true, false, kMax>, adam_kernel<T, true, true, kMax>}};
     launch(exec, count_steps<T, kMax>, dim3(1), dim3(kThreads), 0, list);
     launch(exec, kKernels[amsgrad][decoupled], dim3(unsigned(pieces)), dim3(kThreads),
-           sizeof(AdamRates<T>), list, hyper);
+           sizeof(AdamRates<Acc<T>>), list, hyper);
   });
 }
 
@@ -284,10 +290,10 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int N = kPack<T>;
   const Piece<T> piece(list);
   const bool packed = aligned(piece.param.p);
-  const T scale = T(*factor);
+  const Acc<T> scale = Acc<T>(*factor);
   piece.for_packs([&](int64_t i) {
     Pack<T, N> p = load_some<N>(piece.param.p, i, piece.end, packed);
-    for (int k = 0; k < N; ++k) p[k] *= scale;
+    for (int k = 0; k < N; ++k) p[k] = T(Acc<T>(p[k]) * scale);
     store_some(piece.param.p, i, piece.end, packed, p);
   });
 }
@@ -302,13 +308,14 @@ void list_scale(const Exec& exec, int64_t count, const ParamRef<T>* params, cons
 
 template <class T>
 void penalty_backward(const Exec& exec, int64_t n, const T* p, NormKind kind, double factor,
-                      const T* dy, T* dp) {
+                      const Stat<T>* dy, T* dp) {
   const bool absolute = kind == NormKind::kAbsSum;
   for_each(exec, n, [=] __device__(int64_t i) {
-    const T scale = T((absolute ? factor : 2 * factor) * double(*dy));
+    using A = Acc<T>;
+    const A scale = A((absolute ? factor : 2 * factor) * double(*dy)), x = A(p[i]);
     // The sign; a NaN stays one, and zero has slope zero.
-    const T slope = !absolute ? p[i] : p[i] > 0 ? T(1) : p[i] < 0 ? T(-1) : p[i];
-    dp[i] = scale * slope;
+    const A slope = !absolute ? x : x > 0 ? A(1) : x < 0 ? A(-1) : x;
+    dp[i] = T(scale * slope);
   });
 }
 
@@ -324,7 +331,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_optim(Ops<float>& table) { add(table); }
-void add_optim(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(optim)
 
 }  // namespace convgrad::cuda

@@ -1,6 +1,7 @@
 // Max pooling and unpooling. x (n, in, c), y (n, out, c); the winning tap of each window is kept as
 // its number in the window, in 1 byte where the window allows.
 #include <limits>
+#include <type_traits>
 
 #include "cuda/kernels/pool_window.cuh"
 
@@ -211,48 +212,46 @@ void max_pool_index(const Exec& exec, const PoolShape& s, const void* tap, int64
   }
 }
 
-// ---- unpooling: x and index (n, in, c), y (n, out, c). It moves bits, as unsigned integers ----
+// ---- unpooling: x and index (n, in, c), y (n, out, c) ----
 
-template <int Bytes>
-struct BitsOf;
-template <>
-struct BitsOf<4> {
-  using type = unsigned;
-};
-template <>
-struct BitsOf<8> {
-  using type = unsigned long long;
-};
+// A number of an input, as large as T but at least 4 bytes, and unsigned for atomicMax().
+template <class T>
+using Number = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned>;
 
-// y serves as scratch space first: it gets the number of the last x that goes there, plus 1, by
-// integer maxima, whose order does not matter; then each element fetches that x.
+// Numbers of the inputs that y's elements get lie in y itself, unless its elements are too small.
+template <class T>
+int64_t max_unpool_forward_workspace(int64_t n, int64_t out, int64_t c, int) {
+  return sizeof(T) < sizeof(Number<T>) ? n * out * c * int64_t{sizeof(Number<T>)} : 0;
+}
+
+// Each element first gets the number of the last x that goes there, plus 1, by integer maxima,
+// whose order does not matter; then it fetches that x.
 template <class T>
 void max_unpool_forward(const Exec& exec, int64_t n, int64_t in, int64_t out, int64_t c, const T* x,
                         const int64_t* index, T* y) {
-  using Bits = typename BitsOf<sizeof(T)>::type;
   if (n * out * c == 0) return;
-  if (uint64_t(in) >= std::numeric_limits<Bits>::max())
+  if (uint64_t(in) >= std::numeric_limits<Number<T>>::max())
     throw std::invalid_argument(std::string("[") + exec.op +
                                 "] A plane must have fewer than 2^32 - 1 inputs on CUDA. Got " +
                                 std::to_string(in) + ".");
-  const Bits* from = reinterpret_cast<const Bits*>(x);
-  Bits* to = reinterpret_cast<Bits*>(y);
+  void* const scratch = sizeof(T) < sizeof(Number<T>) ? exec.workspace : y;
+  auto* last = static_cast<Number<T>*>(scratch);
   const Divider by_c(c), by_in(std::max<int64_t>(in, 1)), by_out(out);
-  for_each(exec, n * out * c, [=] __device__(int64_t i) { to[i] = 0; });
+  for_each(exec, n * out * c, [=] __device__(int64_t i) { last[i] = 0; });
   ValueError* errors = exec.errors;
   const char* op = exec.op;
   for_each(exec, n * in * c, [=] __device__(int64_t i) {
     if (index[i] < 0 || index[i] >= out) return report(errors, op, index[i], 0, out);
     int64_t image = i;
     const int64_t channel = by_c.split(image), pixel = by_in.split(image);
-    atomicMax(to + (image * out + index[i]) * c + channel, Bits(pixel + 1));
+    atomicMax(last + (image * out + index[i]) * c + channel, Number<T>(pixel + 1));
   });
   for_each(exec, n * out * c, [=] __device__(int64_t i) {
-    if (to[i] == 0) return;
+    const auto number = int64_t(last[i]);
     int64_t image = i;
     const int64_t channel = by_c.split(image);
     image = by_out.quotient(image);
-    to[i] = from[(image * in + int64_t(to[i] - 1)) * c + channel];
+    y[i] = number == 0 ? T(0) : x[(image * in + number - 1) * c + channel];
   });
 }
 
@@ -278,13 +277,13 @@ void add(Ops<T>& table) {
   table.max_pool_forward = max_pool_forward<T>;
   table.max_pool_backward = max_pool_backward<T>;
   table.max_pool_index = max_pool_index<T>;
+  table.max_unpool_forward_workspace = max_unpool_forward_workspace<T>;
   table.max_unpool_forward = max_unpool_forward<T>;
   table.max_unpool_backward = max_unpool_backward<T>;
 }
 
 }  // namespace
 
-void add_pool(Ops<float>& table) { add(table); }
-void add_pool(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(pool)
 
 }  // namespace convgrad::cuda

@@ -201,7 +201,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_pool_avg(Ops<float>& table) { add(table); }
-void add_pool_avg(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(pool_avg)
 
 }  // namespace convgrad::cuda

@@ -114,7 +114,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_random(Ops<float>& table) { add(table); }
-void add_random(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(random)
 
 }  // namespace convgrad::cuda

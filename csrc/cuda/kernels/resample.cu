@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int64_t d = d0; d < d1; ++d)
       for (int64_t h = h0; h < h1; ++h) {
         const int64_t row = (map.axis[0].source[d] * s.in[1] + map.axis[1].source[h]) * s.in[2];
-        const Acc<T> row_weight = Acc<T>(map.axis[0].weight[d]) * Acc<T>(map.axis[1].weight[h]);
+        const Acc<T> row_weight = map.axis[0].weight[d] * map.axis[1].weight[h];
         for (int64_t w = w0; w < w1; ++w) {
           Acc<T> v[W];
           load_values<W>(image + (row + map.axis[2].source[w]) * s.c, v);
-          const Acc<T> weight = row_weight * Acc<T>(map.axis[2].weight[w]);
+          const Acc<T> weight = row_weight * map.axis[2].weight[w];
         // A copy keeps the sign of a zero.
 #pragma unroll
           for (int j = 0; j < W; ++j) sum[j] = first ? v[j] * weight : sum[j] + v[j] * weight;
@@ -73,7 +73,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_resample(Ops<float>& table) { add(table); }
-void add_resample(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(resample)
 
 }  // namespace convgrad::cuda

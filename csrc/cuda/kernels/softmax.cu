@@ -316,7 +316,6 @@ void add(Ops<T>& table) {
 
 }  // namespace
 
-void add_softmax(Ops<float>& table) { add(table); }
-void add_softmax(Ops<double>& table) { add(table); }
+CONVGRAD_STEM(softmax)
 
 }  // namespace convgrad::cuda

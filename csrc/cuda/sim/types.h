@@ -1,6 +1,5 @@
-// CUDA's built-in vector types, and its 16-bit floating-point types in software.
+// CUDA's built-in vector types.
 #pragma once
-#include <bit>
 #include <cstdint>
 
 #define SIM_VECTOR2(name, type, align)          \
@@ -42,45 +41,3 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
   constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
-
-namespace convgrad::cuda::sim {
-
-// The 16-bit patterns nearest to x, ties to even; a NaN is CUDA's canonical one.
-uint16_t bf16_bits(float x);
-uint16_t half_bits(float x);
-float half_value(uint16_t bits);
-inline float bf16_value(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-}  // namespace convgrad::cuda::sim
-
-#define SIM_FLOAT16(type, to_bits, to_value)                               \
-  struct type {                                                            \
-    uint16_t bits;                                                         \
-    type() = default;                                                      \
-    type(float x) : bits(convgrad::cuda::sim::to_bits(x)) {}               \
-    type(double x) : type(float(x)) {}                                     \
-    type(int x) : type(float(x)) {}                                        \
-    operator float() const { return convgrad::cuda::sim::to_value(bits); } \
-  };                                                                       \
-  struct alignas(4) type##2 { type x, y; };
-SIM_FLOAT16(__nv_bfloat16, bf16_bits, bf16_value)
-SIM_FLOAT16(__half, half_bits, half_value)
-#undef SIM_FLOAT16
-using half = __half;
-
-inline __nv_bfloat16 __float2bfloat16(float x) { return x; }
-inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
-inline float __bfloat162float(__nv_bfloat16 x) { return x; }
-inline __half __float2half(float x) { return x; }
-inline __half __float2half_rn(float x) { return x; }
-inline float __half2float(__half x) { return x; }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {x, y}; }
-inline __half2 __floats2half2_rn(float x, float y) { return {x, y}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
-inline float2 __half22float2(__half2 v) { return {v.x, v.y}; }
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
-inline unsigned short __half_as_ushort(__half x) { return x.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
-  return std::bit_cast<__nv_bfloat16>(bits);
-}
-inline __half __ushort_as_half(unsigned short bits) { return std::bit_cast<__half>(bits); }

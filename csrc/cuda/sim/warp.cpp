@@ -64,7 +64,8 @@ template <Mma kType>
 float element(uint32_t word, int which) {
   if constexpr (kType == Mma::kTf32) return tf32_value(word);
   const uint16_t bits = uint16_t(word >> 16 * which);
-  return kType == Mma::kBf16 ? bf16_value(bits) : half_value(bits);
+  return kType == Mma::kBf16 ? float(std::bit_cast<bfloat16>(bits))
+                             : float(std::bit_cast<float16>(bits));
 }
 
 // The lane maps of ptx.cuh. Products are exact in double; the sum is rounded once to float, where
@@ -218,39 +219,6 @@ uint32_t to_tf32(float x) {
   if (std::isnan(x)) return 0x7fffffffu;
   if (std::isinf(x)) return bits;
   return (bits + 0x1000u) & ~0x1fffu;  // the magnitude grows at a tie
-}
-
-uint16_t bf16_bits(float x) {
-  if (std::isnan(x)) return 0x7fff;
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-}
-
-uint16_t half_bits(float x) {
-  if (std::isnan(x)) return 0x7fff;
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  const double magnitude = std::fabs(double(x));
-  if (magnitude >= 65520.0) return sign | 0x7c00;  // halfway from the largest to the next
-  // A whole number of units in the last place, 2^-24 for subnormal numbers.
-  int exponent = 0;
-  if (magnitude > 0) std::frexp(magnitude, &exponent);
-  const int unit = std::max(exponent - 11, -24);
-  const auto units = unsigned(std::nearbyint(std::ldexp(magnitude, -unit)));
-  // Normal: units in [1024, 2048], whose top bit adds one to the exponent field.
-  return uint16_t(sign | (units + (unsigned(unit + 24) << 10)));
-}
-
-float half_value(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  float x;
-  if (exponent == 31) {
-    x = mantissa == 0 ? INFINITY : NAN;
-  } else if (exponent == 0) {
-    x = std::ldexp(float(mantissa), -24);
-  } else {
-    x = std::ldexp(float(mantissa + 1024), exponent - 25);
-  }
-  return bits & 0x8000 ? -x : x;
 }
 
 }  // namespace convgrad::cuda::sim

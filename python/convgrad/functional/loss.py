@@ -6,6 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, of
+from convgrad.dtypes import FLOATS
 from convgrad.tensor import Tensor, array_of
 
 __all__ = [
@@ -37,7 +38,7 @@ def _number(op: str, name: str, value: Any) -> float:
 
 def _c_order(target: Array) -> Array:
     """Classes as the kernels read them; a float target is converted by them."""
-    if target.dtype.kind == "f" or target.flags.c_contiguous:
+    if target.dtype.kind in FLOATS or target.flags.c_contiguous:
         return target
     return of(target).xp.ascontiguousarray(target)
 
@@ -97,7 +98,7 @@ def nll_loss(
 ) -> Tensor:
     """-weight[t] input[t] per row of log-probabilities; shapes, reductions, errors as
     :func:`cross_entropy` with class targets."""
-    if array_of("nll_loss", target, "target").dtype.kind == "f":
+    if array_of("nll_loss", target, "target").dtype.kind in FLOATS:
         raise TypeError(f"[nll_loss] target must be int64 classes. Got {target.array.dtype}.")
     args = ignore_index, reduction, 0.0, True
     return CrossEntropy.apply((input, target, weight), "nll_loss", *args)

@@ -2,19 +2,21 @@
 
 Type promotion is PyTorch's: numbers and 0-d tensors give way to tensors with axes of the same
 category (bool < int < float); float32 is the default. Results are channels-last where an operand
-is.
+is. What no kernel does for 16 bits is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from convgrad.autograd import Op
-from convgrad.backend import CPU, Backend, host, is_array, lib_of, of, typed
+from convgrad.backend import CPU, Backend, convert_float, host, is_array, lib_of, of, typed
 from convgrad.deferred import Pending
+from convgrad.dtypes import FLOATS, is_half
 from convgrad.functional.activation import Unary
 from convgrad.tensor import Deferred, Tensor
 
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
 Number = bool | int | float
 Dims = int | Sequence[int] | None
 
@@ -105,6 +108,9 @@ def elementwise(ufunc: Any, *operands: Any, dtype: Any = None) -> Array:
     """ufunc(*operands) for arrays and numbers, in a new array of ``dtype`` (the arrays' own)."""
     arrays = [a for a in operands if is_array(a)]
     first = arrays[0]
+    if is_half(first.dtype):
+        result = elementwise(ufunc, *[wide(a) for a in operands], dtype=dtype)
+        return convert(result, first.dtype) if dtype is None else result
     shape = first.shape
     for a in arrays:
         if a.shape != shape:
@@ -135,7 +141,7 @@ def c_order(x: Array) -> Array:
 def combine(name: str, a: Any, b: Any) -> Array:
     """a op b for arrays and numbers of one type, broadcast; op is a name of ``_UFUNCS``."""
     like = a if type(a) is ndarray or not isinstance(a, (int, float)) else b
-    if like.dtype.kind == "f":
+    if like.dtype.kind in FLOATS:
         out = getattr(lib_of(like), name)(a, b)
         if out is not None:
             return out
@@ -165,11 +171,19 @@ def reduce_sum(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array
     """The sum over ``axes``, a new array. float32 accumulates in float64, or in the kernel's blocks
     for the sum per channel; either order follows from the shape and layout alone."""
     rank = x.ndim
-    if rank > 1 and len(axes) == rank - 1 and 1 not in axes and x.dtype.kind == "f" and x.size > 0:
+    if (
+        rank > 1
+        and len(axes) == rank - 1
+        and 1 not in axes
+        and x.dtype.kind in FLOATS
+        and x.size > 0
+    ):
         out = lib_of(x).channel_sum(x, rank - 2)
         return out.reshape([1, -1] + [1] * (rank - 2)) if keepdims else out
-    wide = np.float64 if x.dtype == FLOAT32 else x.dtype
-    out = _add_reduce(x, axis=axes, dtype=wide, keepdims=keepdims)
+    if is_half(x.dtype):
+        return convert(reduce_sum(wide(x), axes, keepdims), x.dtype)
+    inner = np.float64 if x.dtype == FLOAT32 else x.dtype
+    out = _add_reduce(x, axis=axes, dtype=inner, keepdims=keepdims)
     return typed(out, x.dtype)
 
 
@@ -212,14 +226,22 @@ def check_dims(op: str, dim: Dims, rank: int) -> tuple[int, ...]:
 
 
 def _category(dtype: np.dtype[Any]) -> int:
-    return {"b": 0, "u": 1, "i": 1, "f": 2}[dtype.kind]
+    return {"b": 0, "u": 1, "i": 1, "f": 2, "V": 2}[dtype.kind]
 
 
 def _promote(a: np.dtype[Any] | None, b: np.dtype[Any] | None) -> np.dtype[Any] | None:
     if a is None or b is None or a == b:
         return b if a is None else a
-    if (a.kind == "f") != (b.kind == "f"):
-        return a if a.kind == "f" else b
+    return promoted(a, b)
+
+
+def promoted(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of what is made of both: the float one, or the larger; float32 of the two of 16
+    bits."""
+    if (a.kind in FLOATS) != (b.kind in FLOATS):
+        return a if a.kind in FLOATS else b
+    if a != b and is_half(a) and is_half(b):
+        return FLOAT32
     return np.promote_types(a, b)
 
 
@@ -253,10 +275,10 @@ def moved(x: Array, target: Backend) -> Array:
         return target.put(x)
     if target is CPU:
         out = host(x)
-        return CPU.lib.channels_last(out) if x.ndim > 2 and x.dtype.kind == "f" else out
+        return CPU.lib.channels_last(out) if x.ndim > 2 and x.dtype.kind in FLOATS else out
     with target.current():
         out = target.xp.array(x)
-        return target.lib.channels_last(out) if x.ndim > 2 and x.dtype.kind == "f" else out
+        return target.lib.channels_last(out) if x.ndim > 2 and x.dtype.kind in FLOATS else out
 
 
 class Move(Op):
@@ -285,10 +307,41 @@ def convert(x: Array, dtype: Any) -> Array:
     """A copy in ``dtype``, channels-last where x is; x itself if it has the type."""
     if x.dtype == dtype:
         return x
+    dtype = np.dtype(dtype)
+    if x.dtype.kind in FLOATS and dtype.kind in FLOATS:
+        return convert_float(x, dtype)
+    if is_half(dtype) or is_half(x.dtype):  # to or from a type that is no float
+        return convert(convert(x, FLOAT32), dtype)
     out = empty(x.shape, dtype, (x,))
     with np.errstate(all="ignore"):
         np.copyto(out, x, casting="unsafe")
     return out
+
+
+def wide(x: Any) -> Any:
+    """An array of 16 bits in float32; anything else as it is."""
+    return convert(x, FLOAT32) if is_array(x) and is_half(x.dtype) else x
+
+
+def widened(function: F) -> F:
+    """The function, for a tensor of 16 bits by way of float32: floating results come back in its
+    type."""
+
+    @functools.wraps(function)
+    def run(input: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(input, Tensor) or not is_half(input.dtype):
+            return function(input, *args, **kwargs)
+        others = [cast(a, FLOAT32) if _is_half_tensor(a) else a for a in args]
+        out = function(cast(input, FLOAT32), *others, **kwargs)
+        if isinstance(out, ValuesIndices):
+            return ValuesIndices(cast(out.values, input.dtype), out.indices)
+        return cast(out, input.dtype) if _is_float(out) else out
+
+    return run  # type: ignore[return-value]
+
+
+def _is_half_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor) and is_half(x.dtype)
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
@@ -313,7 +366,7 @@ def _same_type(op: str, a: Any, b: Any, floating: bool = False) -> tuple[Any, An
     """The operands in the type they are computed in; numbers stay numbers."""
     a, b = _operand(op, a), _operand(op, b)
     dtype = result_type(a, b)
-    if floating and dtype.kind != "f":
+    if floating and dtype.kind not in FLOATS:
         dtype = FLOAT32
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         a = Tensor(np.asarray(a, dtype))
@@ -326,7 +379,7 @@ def _same_type(op: str, a: Any, b: Any, floating: bool = False) -> tuple[Any, An
 def _alike(a: Any, b: Any) -> bool:
     """The common case, which needs no conversion: two tensors of one type, or tensor and float."""
     if type(b) is float:
-        return isinstance(a, Tensor) and a.dtype.kind == "f"
+        return isinstance(a, Tensor) and a.dtype.kind in FLOATS
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype
 
 
@@ -334,7 +387,7 @@ def _float(op: str, x: Any) -> Tensor:
     """x, or x in float32 if it is not of a floating type."""
     if not isinstance(x, Tensor):
         raise TypeError(f"[{op}] The input must be a tensor. Got {type(x).__name__}.")
-    return x if x.array.dtype.kind == "f" else Cast.apply((x,), FLOAT32)
+    return x if x.array.dtype.kind in FLOATS else Cast.apply((x,), FLOAT32)
 
 
 # ---- arithmetic ----
@@ -417,7 +470,7 @@ class Div(Op):
         db = None
         if need_b:
             db = combine("mul", q, y)
-            db = sum_to(np.negative(db, out=db), self.shapes[1])
+            db = sum_to(elementwise(np.negative, db), self.shapes[1])
         return sum_to(q, self.shapes[0]) if need_a else None, db
 
 
@@ -428,7 +481,7 @@ class Pow(Op):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = _shape(a), _shape(b)
-        if isinstance(b, int) and b < 0 and is_array(a) and a.dtype.kind != "f":
+        if isinstance(b, int) and b < 0 and is_array(a) and a.dtype.kind not in FLOATS:
             raise ValueError(f"[pow] An integer tensor takes no negative exponent. Got {b}.")
         y = elementwise(np.power, a, b)
         self.saved = a, b, y if self.needs[1] else None
@@ -520,9 +573,10 @@ def div(input: Any, other: Any) -> Tensor:
 
 
 def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.array.dtype.kind == "f"
+    return isinstance(x, Tensor) and x.array.dtype.kind in FLOATS
 
 
+@widened
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent, broadcast; either may be a number."""
     if not _alike(input, exponent):
@@ -530,11 +584,13 @@ def pow(input: Any, exponent: Any) -> Tensor:
     return Pow.apply((input, exponent))
 
 
+@widened
 def maximum(input: Any, other: Any) -> Tensor:
     """The larger of the two, elementwise; NaN where either is NaN."""
     return Extremum.apply(_same_type("maximum", input, other), "maximum")
 
 
+@widened
 def minimum(input: Any, other: Any) -> Tensor:
     """The smaller of the two, elementwise; NaN where either is NaN."""
     return Extremum.apply(_same_type("minimum", input, other), "minimum")
@@ -584,11 +640,13 @@ def isfinite(input: Tensor) -> Tensor:
     return _test(np.isfinite, input)
 
 
+@widened
 def equal(input: Tensor, other: Tensor) -> bool:
     """Whether both have one shape and equal elements (NaN equals nothing)."""
     return input.shape == other.shape and bool(np.array_equal(input.array, other.array))
 
 
+@widened
 def allclose(
     input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> bool:
@@ -633,10 +691,12 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
     dtype = result_type(a, b)
     put = of(mask).put
     a, b = (
-        cast(t, dtype) if isinstance(t, Tensor) else Tensor(put(np.asarray(t, dtype)))
+        cast(t, dtype) if isinstance(t, Tensor) else Tensor(convert(put(np.asarray(t)), dtype))
         for t in (a, b)
     )
-    return Where.apply((a, b), mask)
+    if is_half(dtype):
+        a, b = cast(a, FLOAT32), cast(b, FLOAT32)
+    return cast(Where.apply((a, b), mask), dtype)
 
 
 # ---- elementwise functions ----
@@ -649,7 +709,7 @@ class Sign(Op):
 
     def forward(self, x: Array) -> Array:
         y = elementwise(np.sign, x)
-        if y.dtype.kind == "f":
+        if y.dtype.kind in FLOATS:
             y[np.isnan(y)] = 0
         return y
 
@@ -729,11 +789,13 @@ def abs(input: Tensor) -> Tensor:
     return _elementwise("abs", np.absolute, input)
 
 
+@widened
 def sign(input: Tensor) -> Tensor:
     """-1, 0 or 1; the gradient is 0 everywhere."""
     return Sign.apply((input,))
 
 
+@widened
 def clamp(input: Tensor, min: Number | None = None, max: Number | None = None) -> Tensor:
     """input limited to [min, max], either of which may be None; numbers only."""
     if min is None and max is None:
@@ -877,11 +939,12 @@ def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = 
     axes = check_dims("sum", dim, input.array.ndim)
     if dtype is not None:
         input = cast(input, np.dtype(dtype))
-    elif input.array.dtype.kind != "f":
+    elif input.array.dtype.kind not in FLOATS:
         input = cast(input, INT64)
     return Sum.apply((input,), axes, keepdim)
 
 
+@widened
 def mean(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """The mean over dim, of a floating tensor; NaN for no elements."""
     _require_float("mean", input)
@@ -889,10 +952,11 @@ def mean(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
 
 
 def _require_float(op: str, x: Tensor) -> None:
-    if x.array.dtype.kind != "f":
+    if x.array.dtype.kind not in FLOATS:
         raise TypeError(f"[{op}] The tensor must be of a floating type. Got {x.array.dtype}.")
 
 
+@widened
 def var(
     input: Tensor,
     dim: Any = None,
@@ -905,6 +969,7 @@ def var(
     return _var("var", input, dim, unbiased, keepdim, correction)
 
 
+@widened
 def std(
     input: Tensor,
     dim: Any = None,
@@ -964,22 +1029,26 @@ def _arg(op: str, x: Tensor, dim: Any, keepdim: bool, largest: bool) -> Array:
     return typed(find(x.array, axis=axis, keepdims=keepdim), np.int64)
 
 
+@widened
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """All elements' largest; with dim a pair (values, indices), the first where several are equal;
     with a tensor in place of dim, :func:`maximum`."""
     return _extremum("max", input, dim, keepdim)
 
 
+@widened
 def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """As :func:`max`, for the smallest."""
     return _extremum("min", input, dim, keepdim)
 
 
+@widened
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """int64: where the largest element is, the first of several; of all in C order without dim."""
     return Tensor(_arg("argmax", input, dim, keepdim, True))
 
 
+@widened
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """int64: where the smallest element is; as :func:`argmax`."""
     return Tensor(_arg("argmin", input, dim, keepdim, False))
@@ -993,6 +1062,7 @@ def _order(x: Array, axis: int, descending: bool) -> Array:
     return np.flip(x.shape[axis] - 1 - backwards, axis)
 
 
+@widened
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """int64: the indices that sort input along dim, always stably."""
     axis = check_dim("argsort", dim, input.array.ndim)
@@ -1001,6 +1071,7 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     return Tensor(c_order(_order(input.array, axis, descending)))
 
 
+@widened
 def sort(
     input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True
 ) -> ValuesIndices:
@@ -1010,6 +1081,7 @@ def sort(
     return ValuesIndices(_select(input, order.array, axis), order)
 
 
+@widened
 def topk(
     input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> ValuesIndices:
@@ -1028,7 +1100,7 @@ def topk(
 def _truth(op: str, x: Tensor, dim: Dims, keepdim: bool) -> Tensor:
     axes = check_dims(op, dim, x.array.ndim)
     find = np.any if op == "any" else np.all
-    return Tensor(typed(find(x.array, axis=axes, keepdims=keepdim), BOOL))
+    return Tensor(typed(find(wide(x.array), axis=axes, keepdims=keepdim), BOOL))
 
 
 def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
@@ -1060,12 +1132,13 @@ def _cumulate(x: Array, axis: int) -> Array:
     if x.ndim == 0:
         return combine("mul", x, 1)
     out = empty(x.shape, x.dtype, (x,))
-    out[...] = np.cumsum(x, axis, dtype=np.float64 if x.dtype.kind == "f" else x.dtype)
+    out[...] = np.cumsum(x, axis, dtype=np.float64 if x.dtype.kind in FLOATS else x.dtype)
     return out
 
 
+@widened
 def cumsum(input: Tensor, dim: int) -> Tensor:
     """The running sum along dim; ints and bools sum to int64."""
     axis = check_dim("cumsum", dim, input.array.ndim)
-    x = input if input.array.dtype.kind == "f" else cast(input, INT64)
+    x = input if input.array.dtype.kind in FLOATS else cast(input, INT64)
     return Cumsum.apply((x,), axis)

@@ -14,6 +14,7 @@ import numpy as np
 
 from convgrad.autograd import Op
 from convgrad.backend import CPU, is_array, lib_of, of, typed
+from convgrad.dtypes import FLOATS
 from convgrad.functional.math import (
     c_order,
     cast,
@@ -21,6 +22,7 @@ from convgrad.functional.math import (
     check_dims,
     empty,
     empty_last,
+    promoted,
     reduce_sum,
     sum_to,
 )
@@ -64,7 +66,7 @@ def _zeros(shape: tuple[int, ...], like: Array) -> Array:
 def _reshaped(x: Array, shape: tuple[int, ...]) -> Array:
     """x in row-major order under another shape; a view where x lies in that order already."""
     if not x.flags.c_contiguous:
-        x = lib_of(x).contiguous(x) if x.dtype.kind == "f" else c_order(x)
+        x = lib_of(x).contiguous(x) if x.dtype.kind in FLOATS else c_order(x)
     return x.reshape(shape)
 
 
@@ -323,11 +325,7 @@ def _one_dtype(tensors: list[Tensor]) -> list[Tensor]:
     if all(t.array.dtype == dtype for t in tensors):
         return tensors
     for t in tensors:
-        other = t.array.dtype
-        if (dtype.kind == "f") != (other.kind == "f"):
-            dtype = dtype if dtype.kind == "f" else other
-        else:
-            dtype = np.promote_types(dtype, other)
+        dtype = promoted(dtype, t.array.dtype)
     return [cast(t, dtype) for t in tensors]
 
 
@@ -386,12 +384,12 @@ class Index(Op):
             index = _on_device(index, x)
         self.x_shape, self.index = x.shape, index
         lib = lib_of(x)
-        if _is_rows(index) and x.dtype.kind == "f" and 0 < x.ndim <= MAX_RANK:
+        if _is_rows(index) and x.dtype.kind in FLOATS and 0 < x.ndim <= MAX_RANK:
             return lib.index_rows(x, index)
         y = typed(x[index], x.dtype)
         if _is_basic(index):
             return y
-        if y.ndim == x.ndim > 2 and y.dtype.kind == "f" and lib.is_channels_last(x):
+        if y.ndim == x.ndim > 2 and y.dtype.kind in FLOATS and lib.is_channels_last(x):
             return lib.channels_last(y)
         return y
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from convgrad import backend
-from convgrad.functional.math import moved
+from convgrad.dtypes import FLOATS, is_half
+from convgrad.functional.math import FLOAT32, convert, moved
 from convgrad.nn.parameter import Parameter
-from convgrad.tensor import Tensor
+from convgrad.tensor import Tensor, checked_dtype
 
 __all__ = ["Module", "StateDictError"]
 
@@ -79,6 +80,7 @@ class Module:
     training: bool = True
     # Registered names, in order of registration; the instance's own dict from the first one on.
     _kinds: Mapping[str, str] = MappingProxyType({})
+    _stays_float32 = False  # where the others become bfloat16 or float16
     # Hooks: (function, takes keyword arguments) by handle; None while there are none.
     _hooked: bool = False
     _pre_hooks: dict[int, tuple[Callable[..., Any], bool]]
@@ -350,7 +352,8 @@ class Module:
             )
         for key, array in arrays.items():
             if key in own:
-                own[key].array[...] = moved(array, backend.of(own[key].array))
+                to = own[key].array
+                to[...] = convert(moved(array, backend.of(to)), to.dtype)
                 own[key].version[0] += 1
         return IncompatibleKeys(missing, unexpected)
 
@@ -390,7 +393,11 @@ class Module:
                 parameter.grad.array[...] = 0
 
     def to(self: M, *args: Any, device: Any = None, dtype: Any = None) -> M:
-        """Converts parameters and floating buffers in place: ``to(dtype)``, ``to(device)``."""
+        """Converts parameters and floating buffers in place: ``to(dtype)``, ``to(device)``.
+
+        Types of 16 bits are on GPUs alone; normalisation layers, which sum up, stay float32 then,
+        and take inputs of 16 bits.
+        """
         for arg in args:
             if isinstance(arg, Tensor):
                 dtype, device = arg.array.dtype, arg.device
@@ -405,14 +412,22 @@ class Module:
                 if tensor.grad is not None:
                     _move(tensor.grad, target)
         if dtype is not None:
-            dtype = np.dtype(dtype)
-            if dtype not in (np.float32, np.float64):
-                raise TypeError(f"[Module.to] dtype must be float32 or float64. Got {dtype}.")
-            for tensor in itertools.chain(self.parameters(), self.buffers()):
-                _convert(tensor, dtype)
-                if tensor.grad is not None:
-                    _convert(tensor.grad, dtype)
+            for module in self.modules():
+                module._convert_own(dtype)
         return self
+
+    def _convert_own(self, dtype: Any) -> None:
+        """Converts what this module itself holds."""
+        for _, tensor in self._own(PARAMETER, BUFFER):
+            target = backend.of(tensor.array)
+            wanted = checked_dtype("Module.to", dtype, target)
+            if wanted.kind not in FLOATS:
+                raise TypeError(f"[Module.to] dtype must be a floating type. Got {wanted}.")
+            if is_half(wanted) and self._stays_float32:
+                wanted = FLOAT32
+            _convert(tensor, wanted)
+            if tensor.grad is not None:
+                _convert(tensor.grad, wanted)
 
     def float(self: M) -> M:
         """float32 parameters and buffers."""
@@ -421,6 +436,14 @@ class Module:
     def double(self: M) -> M:
         """float64 parameters and buffers."""
         return self.to(np.float64)
+
+    def half(self: M) -> M:
+        """float16 parameters and buffers; see :meth:`to`."""
+        return self.to("float16")
+
+    def bfloat16(self: M) -> M:
+        """bfloat16 parameters and buffers; see :meth:`to`."""
+        return self.to("bfloat16")
 
     def cpu(self: M) -> M:
         """``to('cpu')``."""
@@ -472,7 +495,7 @@ def _add_hook(
 def _as_array(key: str, value: Any) -> Any:
     array = value.array if isinstance(value, Tensor) else value
     array = array if backend.is_array(array) else np.asarray(array)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in FLOATS + "iub":
         raise TypeError(f"[load_state_dict] '{key}' must be numbers. Got dtype {array.dtype}.")
     return array
 
@@ -491,7 +514,6 @@ def _move(tensor: Tensor, target: backend.Backend) -> None:
 def _convert(tensor: Tensor, dtype: Any) -> None:
     """Changes a float tensor's dtype in place; its layout stays channels-last."""
     array = tensor.array
-    if array.dtype.kind == "f" and array.dtype != dtype:
-        array = array.astype(dtype)
-        tensor.array = backend.lib_of(array).channels_last(array)
+    if array.dtype.kind in FLOATS and array.dtype != dtype:
+        tensor.array = backend.lib_of(array).channels_last(convert(array, dtype))
         tensor.version = [0]

@@ -30,6 +30,7 @@ __all__ = [
 class _Affine(Module):
     """weight and bias of some shape, starting at 1 and 0; either may be None."""
 
+    _stays_float32 = True
     weight: Parameter | None
     bias: Parameter | None
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from convgrad.backend import by_device, host, is_array, lib_of
-from convgrad.tensor import Tensor
+from convgrad.dtypes import FLOATS, named
+from convgrad.tensor import Tensor, put
 
 __all__ = ["Parameter"]
 
@@ -24,12 +25,11 @@ class Parameter(Tensor):
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         array = data.array if isinstance(data, Tensor) else data
         array = array if is_array(array) else np.asarray(array)
-        if requires_grad and array.dtype.kind != "f":
+        if requires_grad and array.dtype.kind not in FLOATS:
             raise TypeError(
-                "[Parameter] Only float32 and float64 arrays can require gradients. Got "
-                f"{array.dtype}."
+                f"[Parameter] Only float arrays can require gradients. Got {array.dtype}."
             )
-        if array.ndim > 2 and array.dtype.kind == "f":
+        if array.ndim > 2 and array.dtype.kind in FLOATS:
             array = lib_of(array).channels_last(array)
         super().__init__(array, requires_grad)
         if isinstance(data, Tensor) and array is data.array:
@@ -51,9 +51,12 @@ class Parameter(Tensor):
             np.ascontiguousarray(host(self.array)),
             self.requires_grad,
             str(self.device),
+            self.dtype.name,
         )
 
 
-def _rebuilt(kind: type[Parameter], array: np.ndarray, requires_grad: bool, device: str) -> Any:
+def _rebuilt(
+    kind: type[Parameter], array: np.ndarray, requires_grad: bool, device: str, dtype: str
+) -> Any:
     """A pickled parameter."""
-    return kind(by_device(device).put(array), requires_grad)
+    return kind(put(array, by_device(device), named(dtype)), requires_grad)

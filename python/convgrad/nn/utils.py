@@ -10,6 +10,9 @@ import numpy as np
 
 from convgrad.autograd import no_grad
 from convgrad.backend import lib_of, of
+from convgrad.dtypes import is_half
+from convgrad.functional.math import convert, wide
+from convgrad.penalty import list_norm
 from convgrad.tensor import Tensor
 
 __all__ = [
@@ -29,14 +32,13 @@ def _gradients(parameters: Iterable[Tensor] | Tensor) -> list[Any]:
 def _total_norm(grads: list[Any], norm_type: float) -> float:
     if not grads:
         return 0.0
-    lib = lib_of(grads[0])
     if norm_type == math.inf:
-        return float(lib.list_norm(grads, "abs_max", 0.0))
+        return float(list_norm(grads, "abs_max"))
     if norm_type == 2:
-        return math.sqrt(lib.list_norm(grads, "square_sum", 0.0))
+        return math.sqrt(list_norm(grads, "square_sum"))
     if norm_type == 1:
-        return float(lib.list_norm(grads, "abs_sum", 0.0))
-    return float(lib.list_norm(grads, "power_sum", norm_type)) ** (1 / norm_type)
+        return float(list_norm(grads, "abs_sum"))
+    return float(list_norm(grads, "power_sum", norm_type)) ** (1 / norm_type)
 
 
 def clip_grad_norm_(
@@ -60,14 +62,18 @@ def clip_grad_norm_(
     factor = min(max_norm / (norm + 1e-6), 1.0)
     if grads and factor != 1.0:
         lib_of(grads[0]).list_scale(grads, of(grads[0]).small(np.float64(factor)))
-    result = np.asarray(norm, grads[0].dtype if grads else np.float32)
+    whole = grads and not is_half(grads[0].dtype)
+    result = np.asarray(norm, grads[0].dtype if whole else np.float32)
     return Tensor(of(grads[0]).put(result) if grads else result)
 
 
 def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -> None:
     """Limits every element of every gradient, in place, to [-clip_value, clip_value]."""
     for g in _gradients(parameters):
-        of(g).xp.clip(g, -clip_value, clip_value, out=g)
+        if is_half(g.dtype):
+            g[...] = convert(of(g).xp.clip(wide(g), -clip_value, clip_value), g.dtype)
+        else:
+            of(g).xp.clip(g, -clip_value, clip_value, out=g)
 
 
 @no_grad()

@@ -110,16 +110,17 @@ __global__ void shuffles(const uint32_t* in, uint32_t* out) {
   y[9] = uint32_t(__any_sync(kFull, v == 0) + 2 * __all_sync(kFull, v > 0));
 }
 
-// ---- 16-bit numbers: float -> bf16, half; the lower half of the word as bf16, half -> float ----
+// ---- 16-bit numbers: float -> bfloat16, float16; the lower half of the word as each of them ->
+// float ----
 
 __global__ void convert(const uint32_t* in, uint32_t* out) {
   const uint32_t word = in[threadIdx.x];
   const float x = __uint_as_float(word);
   uint32_t* y = out + threadIdx.x * 4;
-  y[0] = __bfloat16_as_ushort(__float2bfloat16(x));
-  y[1] = __half_as_ushort(__float2half(x));
-  y[2] = __float_as_uint(__bfloat162float(__ushort_as_bfloat16(uint16_t(word))));
-  y[3] = __float_as_uint(__half2float(__ushort_as_half(uint16_t(word))));
+  y[0] = bfloat16(x).bits;
+  y[1] = float16(x).bits;
+  y[2] = __float_as_uint(float(std::bit_cast<bfloat16>(uint16_t(word))));
+  y[3] = __float_as_uint(float(std::bit_cast<float16>(uint16_t(word))));
 }
 
 template <auto kKernel, size_t kShared>
