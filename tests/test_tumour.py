@@ -343,6 +343,8 @@ def test_a_cascade_on_simulated_slices(capsys, tmp_path, monkeypatch):
     assert (run / "overlays.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
+    code, _, err = convgrad(capsys, "predict", run, "t1.nii.gz", "--out", tmp_path / "x.nii.gz")
+    assert code == 1 and "trained on simulated slices" in err
 
 
 @pytest.mark.quick

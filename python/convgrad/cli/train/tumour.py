@@ -26,7 +26,7 @@ __all__ = ["TASKS", "add_parsers", "build", "evaluate", "predict", "run"]
 TASKS = ("tumour",)
 TRAIN_SLICES = 2000  # simulated
 THRESHOLD_SLICES = 100  # of the training slices, to choose thresholds on
-PICTURES = 5  # slices shown
+PICTURES, FILTERS = 5, 16  # slices, and of the first filters, shown
 
 ABOUT = """Segments tumours into necrotic core, enhancing rim and edema by the networks of Havaei et
 al. (2017), trained in their two phases: all layers with every class equally weighted, then the last
@@ -158,7 +158,8 @@ def _fit(model: Any, source: Any, config: dict[str, Any], path: Path) -> dict[st
             rows += [{**row, "epoch": row["epoch"] + len(rows)} for row in history]
         title = f"{name}, seed {config['seed']}; the last {settings.epochs[1]} epochs: phase 2"
         viz.learning_curves(rows, path / f"learning_curves_{name}.png", title)
-        viz.filters(net.local1[0].weight, path / f"filters_{name}.png", f"{name}, 7x7 filters")
+        filters = net.local1[0].weight.detach().cpu().numpy()[:FILTERS]
+        viz.filters(filters, path / f"filters_{name}.png", f"{name}, 7x7 filters")
     return first_heads
 
 
