@@ -199,8 +199,8 @@ struct UnaryParams {
 enum class Binary { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum };
 template <class T>
 struct Operand {
-  const T* array;         // n elements; or, where null,
-  const Stat<T>* number;  // one number
+  const T* array;  // n elements; or, where null,
+  Stat<T> number;
 };
 
 template <class T>

@@ -3,201 +3,27 @@ NumPy doing what CuPy would do on a card.
 
 It keeps to CuPy where the two libraries differ and our code could trip over it: no implicit
 conversion to NumPy and no mixing with its arrays, 0-d arrays where NumPy gives scalars, results in
-C order, no writes from host arrays, operands on the current device alone. test_cupy_standin.py
-compares names and signatures with CuPy itself, where that is installed.
+C order, no writes from host arrays, operands on the current device alone. What it does is done when
+it is the current stream's turn (cupy_standin_cuda.py). test_cupy_standin.py compares names and
+signatures with CuPy itself, where that is installed.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
-import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from convgrad import _cuda_sim as sim
+from tests import cupy_standin_cuda as cuda
+from tests.cupy_standin_cuda import Device, MemoryPointer, alloc, get_current_stream, runtime
 
 __version__ = "stand-in"
 
 float32, float64, int32, int64 = np.float32, np.float64, np.int32, np.int64
 uint8, bool_, dtype = np.uint8, np.bool_, np.dtype
-
-
-# ---- memory ----
-
-
-class OutOfMemoryError(MemoryError):
-    pass
-
-
-class Memory:
-    """A block of a device's memory, given back with its last array."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.device_id = runtime.getDevice()
-        self.ptr = sim.sim_allocate(size, self.device_id)
-        if self.ptr == 0:
-            used = sim.sim_bytes_in_use(self.device_id)
-            raise OutOfMemoryError(
-                f"Out of memory allocating {size:,} bytes (allocated so far: {used:,} bytes)."
-            )
-        self._release = weakref.finalize(self, sim.sim_release, self.ptr)
-        self._release.atexit = False
-
-
-class MemoryPointer:
-    """An address in a block."""
-
-    def __init__(self, mem: Memory, offset: int) -> None:
-        self.mem = mem
-        self.ptr = mem.ptr + offset
-
-    @property
-    def device_id(self) -> int:
-        return self.mem.device_id
-
-    @property
-    def device(self) -> Device:
-        return Device(self.device_id)
-
-    def __add__(self, offset: int) -> MemoryPointer:
-        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
-
-
-def alloc(size: int) -> MemoryPointer:
-    return MemoryPointer(Memory(size), 0)
-
-
-class MemoryPool:
-    """CuPy's caches blocks; this one gives each back at once, so that a late use is an error."""
-
-    def used_bytes(self) -> int:
-        return sim.sim_bytes_in_use(runtime.getDevice())
-
-    def total_bytes(self) -> int:
-        return self.used_bytes()
-
-    def free_bytes(self) -> int:
-        return 0
-
-    def free_all_blocks(self, stream: Any = None) -> None:
-        pass
-
-
-# ---- devices ----
-
-
-class _Runtime:
-    CUDARuntimeError = RuntimeError
-
-    @staticmethod
-    def getDevice() -> int:
-        return sim.sim_current_device()
-
-    @staticmethod
-    def setDevice(device: int) -> None:
-        sim.sim_set_device(device)
-
-    @staticmethod
-    def getDeviceCount() -> int:
-        return sim.device_count()
-
-    @staticmethod
-    def deviceSynchronize() -> None:
-        pass
-
-    @staticmethod
-    def memGetInfo() -> tuple[int, int]:
-        total = 1 << 40
-        return total - sim.sim_bytes_in_use(sim.sim_current_device()), total
-
-    @staticmethod
-    def getDeviceProperties(device: int) -> dict[str, Any]:
-        return {"name": b"simulator", "major": 9, "minor": 0, "totalGlobalMem": 1 << 40}
-
-    @staticmethod
-    def driverGetVersion() -> int:
-        return 13000
-
-
-runtime = _Runtime()
-
-
-class Device:
-    def __init__(self, device: int | None = None) -> None:
-        self.id = runtime.getDevice() if device is None else int(device)
-        self._before: list[int] = []
-
-    def use(self) -> Device:
-        runtime.setDevice(self.id)
-        return self
-
-    def synchronize(self) -> None:
-        runtime.deviceSynchronize()
-
-    def __enter__(self) -> Device:
-        self._before.append(runtime.getDevice())
-        return self.use()
-
-    def __exit__(self, *_: object) -> None:
-        runtime.setDevice(self._before.pop())
-
-    def __int__(self) -> int:
-        return self.id
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device) and self.id == other.id
-
-    def __hash__(self) -> int:
-        return self.id
-
-    def __repr__(self) -> str:
-        return f"<CUDA Device {self.id}>"
-
-
-class _CurrentStream(threading.local):
-    streams: tuple[Any, ...] = ()
-
-
-_current = _CurrentStream()
-
-
-class Stream:
-    """A stream; work on it has ended when it is handed over."""
-
-    null: Stream
-
-    def __init__(
-        self,
-        null: bool = False,
-        non_blocking: bool = False,
-        ptds: bool = False,
-        priority: Any = None,
-    ) -> None:
-        self.ptr = 0 if null else sim.sim_create_stream()
-
-    def __enter__(self) -> Stream:
-        _current.streams += (self,)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _current.streams = _current.streams[:-1]
-
-    def use(self) -> Stream:
-        _current.streams = (self,)
-        return self
-
-    def synchronize(self) -> None:
-        pass
-
-
-Stream.null = Stream(null=True)
-
-
-def get_current_stream(device_id: int = -1) -> Stream:
-    return _current.streams[-1] if _current.streams else Stream.null
 
 
 # ---- arrays ----
@@ -312,7 +138,7 @@ class ndarray:
 
     @property
     def T(self) -> ndarray:
-        return _wrapped(self._host.T, (self,))
+        return _wrapped(self._host.T, (self,), lambda: None)  # a view
 
     # ---- to the host and back ----
 
@@ -325,6 +151,8 @@ class ndarray:
     def get(
         self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
     ) -> np.ndarray:
+        with self.device:
+            cuda.synchronize_for("D2H transfers", stream)
         if out is None:
             return np.array(self._host, order=order)
         out[...] = self._host
@@ -335,17 +163,24 @@ class ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.dtype != self.dtype or arr.shape != self.shape:
             raise ValueError("Shape or dtype mismatch")
-        self._host[...] = arr
-        _written(self)
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        with self.device:
+            stream = stream or get_current_stream()
+            if stream.is_capturing():
+                raise RuntimeError(
+                    "the current stream is capturing, so H2D transfers are disallowed"
+                )
+            _copy_from_host(self, arr, stream)
 
     def item(self, *args: int) -> Any:
-        return self._host.item(*args)
+        return self.get().item(*args)
 
     def tolist(self) -> Any:
-        return self._host.tolist()
+        return self.get().tolist()
 
     def tobytes(self, order: str = "C") -> bytes:
-        return self._host.tobytes(order)
+        return self.get().tobytes(order)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -376,13 +211,13 @@ class ndarray:
             return self.copy()
 
     def __bool__(self) -> bool:
-        return bool(self._host)
+        return bool(self.get())
 
     def __int__(self) -> int:
-        return int(self._host)
+        return int(self.get())
 
     def __float__(self) -> float:
-        return float(self._host)
+        return float(self.get())
 
     def __len__(self) -> int:
         return len(self._host)
@@ -391,19 +226,26 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return repr(self._host)
+        return repr(self.get())
 
     def __str__(self) -> str:
-        return str(self._host)
+        return str(self.get())
 
     def __format__(self, spec: str) -> str:
-        return format(self._host if self.ndim else self._host[()], spec)
+        return format(self.get() if self.ndim else self.get()[()], spec)
 
     # ---- what it does ----
 
     def __getitem__(self, key: Any) -> ndarray:
         _check_current((self,))
-        return _wrapped(self._host[_index(key, self.shape)], (self,))
+        if any(getattr(k, "dtype", np.dtype(int)).kind == "b" for k in _parts(key)):
+            cuda.synchronize_for("synchronous API calls")  # for the number of elements
+        host, shape, plain = self._host, self.shape, _host(key)
+
+        def picked() -> Any:
+            return host[_index(plain, shape)]
+
+        return _wrapped(picked(), (self,), picked)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.size > 1:
@@ -411,8 +253,12 @@ class ndarray:
                 "non-scalar numpy.ndarray cannot be used for fill"
             )  # CuPy refuses it so, see its issue 2079
         _check_current((self, value))
-        self._host[_index(key, self.shape)] = _host(value)
-        _written(self)
+        host, shape, plain, new = self._host, self.shape, _host(key), _host(value)
+
+        def assign() -> None:
+            host[_index(plain, shape)] = new
+
+        _submit(assign, (self, value, *_parts(key)), self)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.pop("out", None)
@@ -443,10 +289,8 @@ class ndarray:
         method = getattr(self._host, name)
 
         def run(*args: Any, out: ndarray | None = None, **kwargs: Any) -> Any:
-            result = _run(method, args, kwargs, out, (self,))
-            if name in ("fill", "sort", "partition", "put"):
-                _written(self)
-            return result
+            written = self if name in ("fill", "sort", "partition", "put") else None
+            return _run(method, args, kwargs, out, (self,), written)
 
         return run
 
@@ -460,10 +304,12 @@ class ndarray:
     ) -> ndarray:
         if not copy and self.dtype == dtype:
             return self
-        return _new(self._host.astype(dtype, casting=casting))
+        host = self._host
+        return _computed(lambda: host.astype(dtype, casting=casting), (self,))
 
     def copy(self, order: str = "C") -> ndarray:
-        return _new(np.array(self._host, order=order), order)
+        host = self._host
+        return _computed(lambda: np.array(host, order=order), (self,), order)
 
 
 _METHODS = frozenset(
@@ -489,6 +335,10 @@ def _host(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)([_host(v) for v in value])
     return value
+
+
+def _parts(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
 
 
 def _index(key: Any, shape: tuple[int, ...]) -> Any:
@@ -539,27 +389,102 @@ def _check_no_host_arrays(values: Any) -> None:
             _check_no_host_arrays(value)
 
 
-def _written(a: ndarray) -> None:
+def _written(host: np.ndarray) -> None:
     """Tells the simulator that the array's memory holds values."""
-    if a.size == 0:
+    if host.size > 0:
+        low, high = np.lib.array_utils.byte_bounds(host)
+        sim.sim_mark_written(low, high - low)
+
+
+def _check_allocated(host: np.ndarray) -> None:
+    """What is done later must find its arrays' memory still theirs."""
+    if host.size > 0:
+        low, high = np.lib.array_utils.byte_bounds(host)
+        if not sim.sim_is_allocated(low, high - low):
+            raise RuntimeError(
+                f"[cupy] use after free: the memory of an array of shape {host.shape} was given "
+                "back before the work on it was done"
+            )
+
+
+def _submit(work: Callable[[], Any], used: Any, written: ndarray | None = None) -> None:
+    """work() when it is the current stream's turn. As on a card, that keeps no array alive: what
+    the work holds are NumPy's views of addresses."""
+    result = None if written is None else written._host
+    stream = get_current_stream().ptr
+    if sim.sim_runs_at_once(stream):
+        work()
+        if result is not None:
+            _written(result)
         return
-    low, high = np.lib.array_utils.byte_bounds(a._host)
-    sim.sim_mark_written(low, high - low)
+    hosts = [a._host for a in _arrays(used)]
+
+    def run() -> None:
+        for host in hosts:
+            _check_allocated(host)
+        with np.errstate(all="ignore"):
+            work()
+        if result is not None:
+            _written(result)
+
+    sim.sim_submit(stream, run)
+
+
+def _copy_from_host(a: ndarray, arr: np.ndarray, stream: Any) -> None:
+    """Copies from pinned memory are left until somebody waits; all others have read their source
+    when they return."""
+    target = a._host
+    at = arr.__array_interface__["data"][0]
+    pinned = arr.size > 0 and sim.sim_is_allocated(at, arr.nbytes)
+    # The source as it is then: an address, which keeps nothing alive.
+    source = np.asarray(_At(at, arr.shape, arr.dtype, arr.strides)) if pinned else arr.copy()
+
+    def copy() -> None:
+        _check_allocated(target)
+        target[...] = source
+        _written(target)
+
+    if pinned:
+        sim.sim_defer(stream.ptr, copy)
+    else:
+        sim.sim_submit(stream.ptr, copy)
 
 
 def _new(host: np.ndarray, order: str = "C") -> ndarray:
+    """A copy of NumPy's array."""
+    if get_current_stream().is_capturing():
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
     out = ndarray(host.shape, host.dtype, order="F" if order == "F" else "C")
-    out._host[...] = host
-    _written(out)
+    _copy_from_host(out, host, get_current_stream())
     return out
 
 
-def _wrapped(result: Any, operands: Any) -> Any:
-    """NumPy's result as ours: a view of an operand where it is one, else a new array."""
+def _computed(compute: Callable[[], Any], used: Any, order: str = "C", like: Any = None) -> ndarray:
+    """compute() in a new array. ``like``: what it gave just now, which may be wrong in values."""
+    now = np.asarray(compute() if like is None else like)
+    out = ndarray(now.shape, now.dtype, order="F" if order == "F" else "C")
+    host = out._host
+    if sim.sim_runs_at_once(get_current_stream().ptr):
+        host[...] = now
+        _written(host)
+        return out
+
+    def assign() -> None:
+        host[...] = compute()
+
+    _submit(assign, (*used, out), out)
+    return out
+
+
+def _wrapped(result: Any, operands: Any, compute: Callable[[], Any]) -> Any:
+    """NumPy's result, of compute(), as ours: a view of an operand where it is one, else a new
+    array."""
     if isinstance(result, (tuple, list)):
-        return type(result)([_wrapped(r, operands) for r in result])
+        return type(result)(
+            [_wrapped(r, operands, lambda i=i: compute()[i]) for i, r in enumerate(result)]
+        )
     if isinstance(result, np.generic):
-        return _new(np.asarray(result))
+        return _computed(compute, _arrays(operands), like=result)
     if not isinstance(result, np.ndarray):
         return result
     address = result.__array_interface__["data"][0]
@@ -577,30 +502,43 @@ def _wrapped(result: Any, operands: Any) -> Any:
             )
             out.base = root
             return out
-    return _new(result)
+    return _computed(compute, _arrays(operands), like=result)
 
 
-def _run(function: Any, args: Any, kwargs: dict[str, Any], out: Any = None, extra: Any = ()) -> Any:
-    """The function, by NumPy, on arrays of the current device."""
+# Functions whose result's shape depends on values: they wait for these.
+_WAIT = frozenset({"argwhere", "compress", "extract", "flatnonzero", "nonzero", "unique"})
+
+
+def _run(
+    function: Any,
+    args: Any,
+    kwargs: dict[str, Any],
+    out: Any = None,
+    extra: Any = (),
+    written: ndarray | None = None,
+) -> Any:
+    """The function, by NumPy, on arrays of the current device; ``written``: the one it changes."""
     values = (*extra, *args, *kwargs.values())
     _check_current((*values, out))
     _check_no_host_arrays((*values, out))
-    plain = {k: _host(v) for k, v in kwargs.items()}
+    if getattr(function, "__name__", "") in _WAIT:
+        cuda.synchronize_for("synchronous API calls")
+    plain, hosts = {k: _host(v) for k, v in kwargs.items()}, _host(tuple(args))
+    if written is not None:
+        return _submit(lambda: function(*hosts, **plain), values, written)
     with np.errstate(all="ignore"):
         if out is None:
-            return _wrapped(function(*_host(tuple(args)), **plain), values)
-        function(*_host(tuple(args)), out=out._host, **plain)
-    _written(out)
+            return _wrapped(function(*hosts, **plain), values, lambda: function(*hosts, **plain))
+        target = out._host
+        _submit(lambda: function(*hosts, out=target, **plain), (*values, out), out)
     return out
 
 
 def _function(function: Any) -> Any:
     @functools.wraps(function)
     def run(*args: Any, out: ndarray | None = None, **kwargs: Any) -> Any:
-        result = _run(function, args, kwargs, out)
-        if function.__name__ in _WRITE_TO_FIRST:
-            _written(args[0])
-        return result
+        written = args[0] if function.__name__ in _WRITE_TO_FIRST else None
+        return _run(function, args, kwargs, out, (), written)
 
     return run
 
@@ -670,7 +608,8 @@ def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", **_: 
         same = here and (dtype is None or obj.dtype == dtype)
         if not copy and same and (order == "K" or obj.flags.c_contiguous):
             return obj
-        return _new(obj._host.astype(obj.dtype if dtype is None else dtype))
+        host, kind = obj._host, obj.dtype if dtype is None else dtype
+        return _computed(lambda: host.astype(kind), (obj,))
     if not copy and hasattr(obj, "__cuda_array_interface__"):
         return _shared(obj)
     return _new(np.array(_nested(obj), dtype))
@@ -734,11 +673,11 @@ def zeros_like(a: ndarray, dtype: Any = None, order: str = "K", **_: Any) -> nda
     return out
 
 
-def get_default_memory_pool() -> MemoryPool:
+def get_default_memory_pool() -> cuda.MemoryPool:
     return _pool
 
 
-_pool = MemoryPool()
+_pool = cuda.MemoryPool()  # holds nothing: see cuda._Unpooled
 
 
 def __getattr__(name: str) -> Any:
@@ -749,23 +688,3 @@ def __getattr__(name: str) -> Any:
     return (
         _function(function) if callable(function) and not isinstance(function, type) else function
     )
-
-
-class cuda:
-    """The submodule cupy.cuda."""
-
-    Device = Device
-    Stream = Stream
-    Memory = Memory
-    MemoryPointer = MemoryPointer
-    MemoryPool = MemoryPool
-    runtime = runtime
-    alloc = staticmethod(alloc)
-    get_current_stream = staticmethod(get_current_stream)
-
-    class memory:
-        OutOfMemoryError = OutOfMemoryError
-
-    @staticmethod
-    def is_available() -> bool:
-        return True

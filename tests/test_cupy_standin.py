@@ -51,11 +51,13 @@ def public(cls):
 def test_every_name_of_the_standin_is_cupys(cupy, standin):
     assert {n for n in public(standin.ndarray) if not hasattr(cupy.ndarray, n)} == set()
     assert {n for n in standin._METHODS if not hasattr(cupy.ndarray, n)} == set()
-    for name in ("Device", "Stream", "MemoryPool", "MemoryPointer", "Memory"):
+    for name in ("Device", "Event", "Graph", "Memory", "MemoryPointer", "MemoryPool", "Stream"):
         theirs = getattr(cupy.cuda, name)
         own = public(getattr(standin.cuda, name))
         instance = {"ptr", "id", "mem", "size", "device_id"}  # set where theirs are made, in C
         assert {n for n in own - instance if not hasattr(theirs, n)} == set()
+    for name in ("alloc", "alloc_pinned_memory", "get_current_stream", "using_allocator"):
+        assert callable(getattr(cupy.cuda, name)) and callable(getattr(standin.cuda, name))
     runtime = cupy.cuda.runtime
     assert {n for n in public(type(standin.runtime)) if not hasattr(runtime, n)} == set()
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)

@@ -43,11 +43,9 @@ py::object binary(const char* op, py::handle a_, py::handle b_, py::handle out_)
   const Array out = out_arg(op, out_, like, layout);
   with_float_type(op, like.dtype, [&](auto t) {
     using T = decltype(t);
-    const auto number = static_cast<Stat<T>>(a.is_array ? b.number : a.number);
-    const Uploaded uploaded = upload(&number, a.is_array && b.is_array ? 0 : 1);
-    const auto operand = [&](const Argument& x) -> Operand<T> {
-      if (x.is_array) return {x.array.as<T>(), nullptr};
-      return {nullptr, uploaded.as<Stat<T>>()};
+    const auto operand = [](const Argument& x) -> Operand<T> {
+      if (x.is_array) return {x.array.as<T>(), 0};
+      return {nullptr, static_cast<Stat<T>>(x.number)};
     };
     run([&](const Exec& exec) {
       ops<T>().binary(exec, kKind, like.size(), operand(a), operand(b), out.as<T>());

@@ -73,7 +73,15 @@ void switch_device(const char* op, int device) {
   cuda::set_device(op, device);
 }
 
+// The device of the step that this thread captures, or -1: launches elsewhere would not be
+// captured.
+thread_local int captured_device = -1;
+
 void enter_device(Call& c, int device) {
+  if (captured_device >= 0 && device != captured_device)
+    throw std::runtime_error("[" + std::string(c.op) + "] A captured step runs on one GPU, cuda:" +
+                             std::to_string(captured_device) +
+                             ". Got an array of cuda:" + std::to_string(device) + ".");
   c.device = device;
   const int current = cuda::current_device(c.op);
   if (current == device) return;
@@ -132,6 +140,17 @@ py::object to_device(const py::array& host, int device) {
   a = empty(a.dtype, static_cast<int>(host.ndim()), a.shape, Layout::kC);
   cuda::upload(new_exec(), host.data(), host.nbytes(), a.data);
   return a.object;
+}
+
+// The bytes of a NumPy array into a dense array of as many bytes, by kernels; see cuda::upload().
+void upload_into(const py::array& host, py::handle array_) {
+  const Array a = array_arg("upload_into", "array", array_);
+  if (!(host.flags() & py::array::c_style) || !a.is_dense(Layout::kC) ||
+      host.nbytes() != a.size() * size_of(a.dtype) || host.nbytes() % 4 != 0)
+    value_error("upload_into", "The arrays must be dense and of equal bytes. Got " +
+                                   std::to_string(host.nbytes()) + " for " + a.shape_text() + " " +
+                                   name_of(a.dtype) + ".");
+  cuda::upload(new_exec(), host.data(), host.nbytes(), a.data);
 }
 
 }  // namespace
@@ -232,6 +251,8 @@ void bind_backend(py::module_& m) {
   m.def("raise_errors", &raise_errors);
   m.def("synchronize", &synchronize);
   def(m, "to_device", &to_device);
+  def(m, "upload_into", &upload_into);
+  m.def("set_captured_device", [](int device) { captured_device = device; });
   ops<float>();  // an empty slot is an import error
   ops<double>();
   ops<bfloat16>();

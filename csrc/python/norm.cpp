@@ -59,11 +59,31 @@ void check_running(const char* op, const Array& running_mean, const Array& runni
     value_error(op, "running_mean and running_var must both be given, or, in training, neither.");
 }
 
+// A number, or a float64 array of one that lies where the kernels run.
+class Momentum {
+ public:
+  Momentum(const char* op, py::handle object, bool used = true)
+      : is_number_(PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr())),
+        number_(is_number_ ? object.cast<double>() : 0),
+        uploaded_(upload(&number_, is_number_ && used ? 1 : 0)) {
+    if (!is_number_) array_ = array_arg(op, "momentum", object, DType::kFloat64);
+    if (array_ && array_.size() != 1)
+      value_error(op, "momentum must be one number. Got shape " + array_.shape_text() + ".");
+  }
+  const double* get() const { return is_number_ ? uploaded_.as<double>() : array_.as<double>(); }
+
+ private:
+  bool is_number_;
+  double number_;
+  Uploaded uploaded_;
+  Array array_;
+};
+
 // (mean, var), each (batches, c), and running_mean and running_var brought up to date. weight and
 // bias are for norm_apply, and checked here already.
 py::tuple norm_statistics(const char* op, py::handle x_, py::handle w, py::handle b,
                           py::handle running_mean_, py::handle running_var_, bool per_sample,
-                          int64_t groups, double momentum, double eps) {
+                          int64_t groups, py::handle momentum_, double eps) {
   const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
   const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
   channel_arg(op, "weight", w, x);
@@ -75,13 +95,13 @@ py::tuple norm_statistics(const char* op, py::handle x_, py::handle w, py::handl
   const int64_t shape[2] = {s.batches, s.c};
   const Array mean = empty(stat_of(x.dtype), 2, shape, Layout::kC);
   const Array var = empty(stat_of(x.dtype), 2, shape, Layout::kC);
-  const Uploaded uploaded = upload(&momentum);
+  const Momentum momentum(op, momentum_);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
           ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
-                                   uploaded.as<double>(), running_mean.as<Stat<T>>(),
+                                   momentum.get(), running_mean.as<Stat<T>>(),
                                    running_var.as<Stat<T>>());
         });
   });
@@ -114,7 +134,7 @@ py::object norm_apply(const char* op, py::handle x_, py::handle w_, py::handle b
 // var are running_mean and running_var themselves.
 py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle b_,
                        py::handle running_mean_, py::handle running_var_, bool per_sample,
-                       int64_t groups, bool training, double momentum, double eps, bool relu,
+                       int64_t groups, bool training, py::handle momentum_, double eps, bool relu,
                        py::handle residual_) {
   const Array x = dense_arg(op, "input", x_, Layout::kChannelsLast);
   const NormShape s = norm_shape(op, x, per_sample, groups > 0 ? groups : x.shape[1], eps);
@@ -129,14 +149,14 @@ py::tuple norm_forward(const char* op, py::handle x_, py::handle w_, py::handle 
   const DType stat = stat_of(x.dtype);
   const Array mean = training ? empty(stat, 2, shape, Layout::kC) : running_mean;
   const Array var = training ? empty(stat, 2, shape, Layout::kC) : running_var;
-  const Uploaded uploaded = upload(&momentum, training ? 1 : 0);
+  const Momentum momentum(op, momentum_, training);
   with_float_type(op, x.dtype, [&](auto t) {
     using T = decltype(t);
     run([&](int threads) { return ops<T>().norm_workspace(s, threads); },
         [&](const Exec& exec) {
           if (training)
             ops<T>().norm_statistics(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
-                                     uploaded.as<double>(), running_mean.as<Stat<T>>(),
+                                     momentum.get(), running_mean.as<Stat<T>>(),
                                      running_var.as<Stat<T>>());
           ops<T>().norm_apply(exec, s, x.as<T>(), mean.as<Stat<T>>(), var.as<Stat<T>>(),
                               w.as<Stat<T>>(), b.as<Stat<T>>(), residual.as<T>(), relu, y.as<T>());

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from convgrad import _cpu
+from convgrad import _cpu, capturing
 from convgrad.dtypes import is_half
 
 __all__ = [
@@ -69,6 +70,15 @@ class Backend:
         """float64 or the NumPy array's type: a few numbers that a kernel reads."""
         return np.asarray(values)
 
+    def changing(self, numbers: Callable[[], np.ndarray]) -> Any:
+        """As ``small(numbers())``, for numbers that may be others in the next training step: a
+        captured one calls ``numbers`` before each replay."""
+        return numbers()
+
+    def constant(self, value: float) -> Any:
+        """A number that a kernel reads: itself on the CPU, else a float64 array of no axes."""
+        return value
+
     def host(self, array: Any) -> np.ndarray:
         """The array in NumPy: itself on the CPU, else a C-order copy, float32 of 16-bit types."""
         return array
@@ -77,11 +87,12 @@ class Backend:
 class CudaBackend(Backend):
     """CuPy and ``_cuda`` on one GPU."""
 
-    __slots__ = ("index",)
+    __slots__ = ("_constants", "index")
 
     def __init__(self, index: int, xp: Any, lib: Any) -> None:
         super().__init__(f"cuda:{index}", xp, lib)
         self.index = index
+        self._constants: dict[float, Any] = {}
 
     def current(self) -> AbstractContextManager[Any]:
         return self.xp.cuda.Device(self.index)
@@ -91,6 +102,10 @@ class CudaBackend(Backend):
             return self.lib.empty_like(self.xp.broadcast_to(self.xp.empty((), dtype), shape))
 
     def put(self, host: np.ndarray) -> Any:
+        capturing.refuse(
+            "Nothing is copied from the host inside a captured step: each replay would see the "
+            "values of now. Make it an argument of the step."
+        )
         with self.current():
             if host.ndim > 2 and not host.flags.c_contiguous and CPU.lib.is_channels_last(host):
                 # CuPy copies in C order: of the axes as they lie in memory.
@@ -100,12 +115,33 @@ class CudaBackend(Backend):
     def small(self, values: Any) -> Any:
         return self.lib.to_device(np.asarray(values), self.index)
 
+    def changing(self, numbers: Callable[[], np.ndarray]) -> Any:
+        recorder = capturing.recorder()
+        return self.small(numbers()) if recorder is None else recorder.number(numbers)
+
+    def constant(self, value: float) -> Any:
+        found = self._constants.get(value)
+        if found is None:
+            found = self.small(np.float64(value))
+            if capturing.recorder() is None and len(self._constants) < _MAX_CONSTANTS:
+                with self.current():  # other streams may read it
+                    self.xp.cuda.get_current_stream().synchronize()
+                self._constants[value] = found
+        return found
+
     def host(self, array: Any) -> np.ndarray:
+        capturing.refuse(
+            "Values cannot be read inside a captured step, which is recorded and not run. Return "
+            "the tensor, and read it after the call."
+        )
         if is_half(array.dtype):
             array = self.lib.convert(array, "float32")
         out = array.get()
         self.lib.raise_errors(self.index)
         return out
+
+
+_MAX_CONSTANTS = 1000
 
 
 class device(str):

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from convgrad import capturing
 from convgrad.backend import CudaBackend, _load_cuda, by_device
+from convgrad.captured import CapturedStep, capture
 
 __all__ = [
+    "CapturedStep",
+    "capture",
     "current_device",
     "device",
     "device_count",
@@ -53,14 +57,25 @@ def current_device() -> int:
 def set_device(device: Any) -> None:
     """Makes 'cuda' mean this GPU, in this thread."""
     found = _backend(device)
+    _refuse_switch("set_device", found)
     found.xp.cuda.Device(found.index).use()
+
+
+def _refuse_switch(op: str, to: CudaBackend) -> None:
+    recorder = capturing.recorder()
+    if recorder is not None and recorder.backend is not to:
+        raise RuntimeError(
+            f"[{op}] A captured step runs on one GPU, {recorder.backend.device}. Got {to.device}."
+        )
 
 
 class device:
     """``with cg.cuda.device(1):``, 'cuda' means this GPU, in this thread."""
 
     def __init__(self, device: Any) -> None:
-        self._scope = _backend(device).current()
+        found = _backend(device)
+        _refuse_switch("device", found)
+        self._scope = found.current()
 
     def __enter__(self) -> None:
         self._scope.__enter__()
@@ -79,6 +94,7 @@ def get_device_name(device: Any = None) -> str:
 def synchronize(device: Any = None) -> None:
     """Waits until the GPU has done all it was given. ValueError if a kernel found a bad value, such
     as a class out of range: calls return before their kernels have run."""
+    capturing.refuse("A captured step is recorded and not run: wait for it after the call.")
     found = _backend(device)
     found.lib.synchronize(found.index)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convgrad import _tape, autograd, backend, dtypes
+from convgrad import _tape, autograd, backend, capturing, dtypes
 from convgrad.deferred import Pending
 from convgrad.dtypes import FLOATS, is_half
 
@@ -304,6 +304,7 @@ class Tensor(_tape.TensorBase):
         if self.grad is None:
             self.grad = Tensor(gradient if owned else autograd.copied(gradient))
         else:
+            capturing.check_gradient(self.grad.array)
             # A new array: whoever holds the old one sees no change.
             self.grad.array = backend.lib_of(gradient).add(self.grad.array, gradient)
             self.grad.version[0] += 1

@@ -18,8 +18,10 @@ inline Vec<T> combine(Vec<T> a, Vec<T> b) {
 
 // kA, kB: whether that operand is an array.
 template <class T, Binary kKind, bool kA, bool kB>
-void combine_all(const Exec& exec, int64_t n, const T* a, const T* b, T* out) {
-  const Vec<T> first = broadcast(kA ? T(0) : *a), second = broadcast(kB ? T(0) : *b);
+void combine_all(const Exec& exec, int64_t n, const Operand<T>& left, const Operand<T>& right,
+                 T* out) {
+  const T *const a = left.array, *const b = right.array;
+  const Vec<T> first = broadcast(left.number), second = broadcast(right.number);
   parallel_ranges(exec, n, kGrain, [&](int64_t i, int64_t end) {
     for (; i + kLanes<T> <= end; i += kLanes<T>)
       store(out + i, combine<T, kKind>(kA ? load(a + i) : first, kB ? load(b + i) : second));
@@ -32,9 +34,9 @@ void combine_all(const Exec& exec, int64_t n, const T* a, const T* b, T* out) {
 
 template <class T, Binary kKind>
 void combine_kind(const Exec& exec, int64_t n, const Operand<T>& a, const Operand<T>& b, T* out) {
-  if (a.number) return combine_all<T, kKind, false, true>(exec, n, a.number, b.array, out);
-  if (b.number) return combine_all<T, kKind, true, false>(exec, n, a.array, b.number, out);
-  combine_all<T, kKind, true, true>(exec, n, a.array, b.array, out);
+  if (a.array == nullptr) return combine_all<T, kKind, false, true>(exec, n, a, b, out);
+  if (b.array == nullptr) return combine_all<T, kKind, true, false>(exec, n, a, b, out);
+  combine_all<T, kKind, true, true>(exec, n, a, b, out);
 }
 
 template <class T>

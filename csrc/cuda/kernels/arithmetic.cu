@@ -17,7 +17,7 @@ __device__ T combine(T a, T b) {
 
 template <class T>
 __device__ Acc<T> value(const Operand<T>& x, int64_t i) {
-  return x.number ? *x.number : Acc<T>(x.array[i]);
+  return x.array == nullptr ? x.number : Acc<T>(x.array[i]);
 }
 
 template <Binary kOp, class T>

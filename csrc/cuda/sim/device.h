@@ -65,8 +65,11 @@ struct Launch {
   void* stream;
   void (*thread)(const void* arguments);  // runs the kernel as one thread
   const void* arguments;
+  void* (*copy)(const void* arguments);  // for a launch that is left for later
+  void (*destroy)(const void* copy);
 };
-// Runs every block to its end; throws std::runtime_error for what the kernel did wrong.
+// Runs every block to its end when it is the stream's turn (stream.cpp); throws std::runtime_error
+// for what the kernel did wrong.
 void run(const Launch& launch);
 
 template <class... P>
@@ -82,6 +85,10 @@ struct Arguments {
   __attribute__((no_sanitize("thread"))) static void thread(const void* self) {
     static_cast<const Arguments*>(self)->call(std::index_sequence_for<P...>());
   }
+  static void* copy(const void* self) {
+    return new Arguments(*static_cast<const Arguments*>(self));
+  }
+  static void destroy(const void* self) { delete static_cast<const Arguments*>(self); }
 };
 
 template <class T, class F>
@@ -203,7 +210,7 @@ void launch(const Exec& exec, void (*kernel)(P...), dim3 grid, dim3 block, size_
   using Arguments = sim::Arguments<P...>;
   const Arguments arguments{kernel, {static_cast<P>(args)...}};
   sim::run({reinterpret_cast<const void*>(kernel), exec.op, grid, block, shared_bytes, exec.stream,
-            Arguments::thread, &arguments});
+            Arguments::thread, &arguments, Arguments::copy, Arguments::destroy});
 }
 
 }  // namespace convgrad::cuda

@@ -79,6 +79,11 @@ struct Machine {
 };
 extern Machine machine;
 
+// std::runtime_error for a launch that no card could make.
+void check_limits(const Launch& launch);
+// Runs the launch, on the current device.
+void run_now(const Launch& launch);
+
 // Ends the launch with an error, "<kind>: <text>", of the current thread at a place in the source.
 [[noreturn]] void fail(const char* kind, const std::string& text, Site site);
 // The same at an address in the kernel's code.

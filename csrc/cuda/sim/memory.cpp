@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "cuda/sim/runtime.h"
+#include "cuda/sim/stream.h"
 
 namespace convgrad::cuda::sim {
 
@@ -233,10 +234,6 @@ bool is_valid(const void* p, size_t bytes) {
 
 namespace sim = convgrad::cuda::sim;
 
-struct CUstream_st {
-  int device;
-};
-
 cudaError_t cudaGetLastError() { return cudaSuccess; }  // launch() throws instead
 
 const char* cudaGetErrorName(cudaError_t error) {
@@ -255,6 +252,12 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
+    case cudaErrorIllegalState:
+      return "cudaErrorIllegalState";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
   }
   return "unknown error";
 }
@@ -274,6 +277,12 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid resource handle";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorIllegalState:
+      return "the operation cannot be performed in the present state";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
   }
   return "unknown error";
 }
@@ -289,21 +298,6 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= sim::kDevices) return cudaErrorInvalidDevice;
   sim::current_device = device;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CUstream_st{sim::current_device};
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamGetDevice(cudaStream_t stream, int* device) {
-  *device = stream == nullptr ? sim::current_device : stream->device;
   return cudaSuccess;
 }
 
@@ -334,8 +328,11 @@ cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind)
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
-  return cudaMemcpy(dst, src, bytes, kind);
+                            cudaStream_t stream) {
+  if (bytes > 0 && !(sim::is_valid(dst, bytes) && sim::is_valid(src, bytes)))
+    return cudaErrorInvalidValue;
+  sim::submit(stream, [=] { cudaMemcpy(dst, src, bytes, kind); });
+  return cudaSuccess;
 }
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
   if (bytes == 0) return cudaSuccess;
@@ -344,6 +341,8 @@ cudaError_t cudaMemset(void* p, int value, size_t bytes) {
   sim::mark_written(p, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
-  return cudaMemset(p, value, bytes);
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  if (bytes > 0 && !sim::is_allocated(p, bytes)) return cudaErrorInvalidValue;
+  sim::submit(stream, [=] { cudaMemset(p, value, bytes); });
+  return cudaSuccess;
 }

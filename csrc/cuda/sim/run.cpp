@@ -213,6 +213,8 @@ void for_each_block(uint64_t blocks, F f) {
   }
 }
 
+}  // namespace
+
 void check_limits(const Launch& launch) {
   const auto refuse = [&](const std::string& text) {
     throw std::runtime_error("[" + std::string(launch.op) + "] CUDA simulator: bad launch: " +
@@ -235,6 +237,8 @@ void check_limits(const Launch& launch) {
     refuse("a stream of device " + std::to_string(stream_device) + ", but the current device is " +
            std::to_string(device));
 }
+
+namespace {
 
 void begin_launch(const Launch& launch) {
   machine.launch = &launch;
@@ -309,8 +313,7 @@ void fail(const char* kind, const std::string& text, const void* code) {
   fail_at(kind, text, source_line(code));
 }
 
-void run(const Launch& launch) {
-  check_limits(launch);
+void run_now(const Launch& launch) {
   const std::lock_guard lock(launch_mutex);
   reserve_memory();
   begin_launch(launch);

@@ -2,8 +2,9 @@
 // own names, and what only the simulator has. Host code of a module built with CONVGRAD_SIM
 // includes this instead of <cuda_runtime_api.h>; kernels include it by launch.cuh.
 //
-// Two devices are simulated. Everything is synchronous: a launch has run when it returns, and an
-// error in a kernel is a std::runtime_error thrown by launch().
+// Two devices are simulated. A launch has run when it returns, and an error in a kernel is a
+// std::runtime_error thrown by launch(); but see stream.cpp for captured and replayed work and
+// what follows it: its errors are thrown by the call that waits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,10 +16,16 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
   cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalState = 401,
   cudaErrorNotReady = 600,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
 };
 struct CUstream_st;  // nullptr: the current device's default stream
 using cudaStream_t = CUstream_st*;
+using cudaEvent_t = struct CUevent_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraphExec_st*;
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost = 0,
   cudaMemcpyHostToDevice = 1,
@@ -41,6 +48,19 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamGetDevice(cudaStream_t stream, int* device);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream);  // CUDA's relaxed mode
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, bool* capturing);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event);
 cudaError_t cudaMalloc(void** p, size_t bytes);  // on the current device, not initialised
 cudaError_t cudaFree(void* p);
 template <class T>

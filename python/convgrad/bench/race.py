@@ -21,7 +21,7 @@ from convgrad.bench.workloads import Workload
 
 __all__ = ["OURS", "NotARaceError", "check", "race", "worst_difference"]
 
-OURS = "convgrad"
+OURS, OURS_CAPTURED = "convgrad", "convgrad captured"
 TOLERANCE = 1e-3
 CHECKED_STEPS = 10
 LOSS_FALL = 0.1
@@ -45,16 +45,29 @@ def worst_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.nda
     return worst
 
 
-def _sides(workload: Workload, compiled: bool, device: str) -> dict[str, Trainer]:
-    """convgrad and its peers with equal weights, convgrad last: the first peer's are loaded."""
+def _sides(
+    workload: Workload, compiled: bool, device: str, inference: bool = False
+) -> dict[str, Trainer]:
+    """convgrad and its peers with equal weights, convgrad last: the first peer's are loaded. On a
+    GPU training steps are captured into CUDA graphs, too."""
     sides: dict[str, Trainer] = {}
     state = None
-    for peer in peers_of(workload, compiled, device):
+    captured = device != "cpu" and not inference
+    for peer in peers_of(workload, compiled, device, captured):
         sides[peer.name] = peer.make(workload, state, device)
         if state is None:
             state = sides[peer.name].state()
+    if captured:
+        sides[OURS_CAPTURED] = trainer(workload, state, device, captured=True)
     sides[OURS] = trainer(workload, state, device)
     return sides
+
+
+def _fastest(ms: Mapping[str, float], captured: bool) -> str | None:
+    """The fastest peer, of those whose steps are captured, or not."""
+    peers = [n for n in ms if n not in (OURS, OURS_CAPTURED)]
+    chosen = [n for n in peers if n.endswith(" captured") == captured]
+    return min(chosen, key=lambda name: ms[name], default=None)
 
 
 def check(
@@ -83,7 +96,7 @@ def _check_batch(
     workload: Workload, inference: bool, compiled: bool, device: str
 ) -> dict[str, float]:
     """check() on the workload's own batch."""
-    sides = _sides(workload, compiled, device)
+    sides = _sides(workload, compiled, device, inference)
     values: dict[str, dict[str, Any]] = {}
     if inference:
         values["output"] = {name: side.eval().output() for name, side in sides.items()}
@@ -102,7 +115,8 @@ def _check_batch(
                 f"[{workload.name}] not a race: the loss fell by {fall:.0%} in {CHECKED_STEPS} "
                 f"steps, {LOSS_FALL:.0%} needed."
             )
-    own = {peer.name for peer in peers_of(workload, device=device) if peer.same_as}
+    peers = peers_of(workload, device=device, captured=True)
+    own = {peer.name for peer in peers if peer.same_as}
     for kind, of in values.items():
         reference, *others = of
         differences = {name: worst_difference(of[name], of[reference]) for name in others}
@@ -132,15 +146,16 @@ def race(
     """Checks, then times all sides in turn, ``rounds`` blocks of ``seconds`` each.
 
     "ms" are medians; "ratio" is the fastest peer's to convgrad's, "ratios" the same of each round,
-    None without a peer. ``agreement`` is what an earlier check of the same sides found.
+    None without a peer. "captured", on a GPU: the fastest captured peer's to our captured step.
+    ``agreement`` is what an earlier check of the same sides found.
     """
     if agreement is None:
         agreement = check(workload, inference, compiled, device)
-    sides = _sides(workload, compiled, device)
+    sides = _sides(workload, compiled, device, inference)
     calls = {name: side.eval().infer if inference else side.step for name, side in sides.items()}
     blocks = in_turn(calls, rounds, seconds, device)
     ms = {name: 1e3 * median(times) for name, times in blocks.items()}
-    best = min((name for name in ms if name != OURS), key=lambda name: ms[name], default=None)
+    best, best_captured = _fastest(ms, captured=False), _fastest(ms, captured=True)
     return {
         "workload": workload.name,
         "ms": ms,
@@ -152,5 +167,6 @@ def race(
         ]
         if best
         else None,
+        "captured": ms[best_captured] / ms[OURS_CAPTURED] if best_captured else None,
         "agreement": agreement,
     }

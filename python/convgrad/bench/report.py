@@ -76,10 +76,13 @@ def ceilings_line(ceilings: Mapping[str, Any]) -> str:
 
 
 def race_table(rows: Rows) -> str:
-    """Milliseconds per side, ratio of the fastest peer, and the ratios' range over the rounds."""
+    """Milliseconds per side, ratio of the fastest peer, and the ratios' range over the rounds; on a
+    GPU also the ratio of the CUDA graphs."""
     sides = _sides(rows, "ms")
     checked = [key for key in ("gradient", "output") if key in rows[0]["agreement"]]
     head = ["workload", *(f"{side} ms" for side in sides), "ratio", "of rounds"]
+    with_graphs = any(row.get("captured") for row in rows)
+    head += ["captured"] if with_graphs else []
     lines = []
     for row in rows:
         spread = row["ratios"]
@@ -89,6 +92,7 @@ def race_table(rows: Rows) -> str:
                 *(_significant(row["ms"].get(side)) for side in sides),
                 _figure(row["ratio"]),
                 f"{min(spread):.2f}-{max(spread):.2f}" if spread else "-",
+                *([_figure(row["captured"])] if with_graphs else []),
                 *(f"{row['agreement'][key]:.0e}" for key in checked),
             ]
         )

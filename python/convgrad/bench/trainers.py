@@ -36,7 +36,8 @@ class Trainer:
     """One library with PyTorch's interface (``nn``, ``cat``, ``optim``) and one workload.
 
     ``prepare(model, x)`` may change both, to another layout or to compiled code. ``tensor`` puts an
-    array where the model is trained, ``device``.
+    array where the model is trained, ``device``. ``capture(step)`` gives a function that does what
+    ``step(x, target)`` does, by a CUDA graph.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Trainer:
         state: State | None = None,
         prepare: Callable[[Any, Any], tuple[Any, Any]] = lambda model, x: (model, x),
         device: str = "cpu",
+        capture: Callable[[Any], Any] = lambda step: step,
     ) -> None:
         library.manual_seed(0)
         self.module = workload.build(library.nn, library.cat)
@@ -58,14 +60,18 @@ class Trainer:
         self.loss = library.nn.CrossEntropyLoss()
         self.optimizer = library.optim.SGD(self.module.parameters(), lr=workload.lr, momentum=0.9)
         self.no_grad = library.no_grad
+        self.train = capture(self._train)
+
+    def _train(self, x: Any, target: Any) -> Any:
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(x), target)
+        loss.backward()
+        self.optimizer.step()
+        return loss
 
     def step(self) -> float:
         """Trains once; the loss before it."""
-        self.optimizer.zero_grad()
-        loss = self.loss(self.model(self.x), self.target)
-        loss.backward()
-        self.optimizer.step()
-        return float(loss.item())
+        return float(self.train(self.x, self.target).item())
 
     def infer(self) -> Any:
         """The output, without gradients; of evaluation mode after ``eval()``."""
@@ -89,10 +95,13 @@ class Trainer:
         }
 
 
-def trainer(workload: Workload, state: State | None = None, device: str = "cpu") -> Trainer:
+def trainer(
+    workload: Workload, state: State | None = None, device: str = "cpu", captured: bool = False
+) -> Trainer:
     """convgrad's."""
     tensor = functools.partial(convgrad.tensor, device=device)
-    return Trainer(workload, convgrad, tensor, state, device=device)
+    how: dict[str, Any] = {"capture": convgrad.cuda.capture} if captured else {}
+    return Trainer(workload, convgrad, tensor, state, device=device, **how)
 
 
 def _torch(
@@ -101,6 +110,7 @@ def _torch(
     device: str,
     layout: bool = False,
     compiled: bool = False,
+    captured: bool = False,
 ) -> Trainer:
     torch = require("torch", "parity")
 
@@ -113,7 +123,39 @@ def _torch(
     def tensor(array: np.ndarray) -> Any:
         return torch.from_numpy(np.array(array)).to(device)
 
-    return Trainer(workload, torch, tensor, state, prepare, device)
+    how: dict[str, Any] = {"capture": TorchGraph} if captured else {}
+    return Trainer(workload, torch, tensor, state, prepare, device, **how)
+
+
+class TorchGraph:
+    """A step as a CUDA graph, as PyTorch's manual has it: three steps on a side stream, then a
+    capture, then replays on copies of the arguments."""
+
+    warmup = 3
+
+    def __init__(self, step: Callable[[Any, Any], Any]) -> None:
+        self.step = step
+        self.torch = require("torch")
+        self.graph: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        cuda = self.torch.cuda
+        if self.warmup > 0:
+            self.warmup -= 1
+            side = cuda.Stream()
+            side.wait_stream(cuda.current_stream())
+            with cuda.stream(side):
+                loss = self.step(*args)
+            cuda.current_stream().wait_stream(side)
+            return loss
+        if self.graph is None:
+            self.args, self.graph = [a.clone() for a in args], cuda.CUDAGraph()
+            with cuda.graph(self.graph):
+                self.loss = self.step(*self.args)
+        for own, given in zip(self.args, args):
+            own.copy_(given)
+        self.graph.replay()
+        return self.loss
 
 
 def _jax(workload: Workload, state: State | None, device: str) -> Any:
@@ -136,6 +178,7 @@ class Peer:
     suits: Callable[[Workload], bool] = lambda workload: True
     same_as: str | None = None
     compiled: bool = False  # only where asked for: it takes minutes to start
+    captured: bool = False  # its training step is a CUDA graph
     all_threads: bool = False  # it uses every processor, and cannot be told otherwise
     devices: tuple[str, ...] = ("cpu", "cuda")
 
@@ -160,11 +203,30 @@ PEERS = (
         lambda workload, state, device: _torch(workload, state, device, compiled=True),
         compiled=True,
     ),
+    Peer(
+        "torch captured",
+        "torch",
+        lambda workload, state, device: _torch(workload, state, device, captured=True),
+        same_as="torch",
+        captured=True,
+        devices=("cuda",),
+    ),
+    Peer(
+        "torch channels_last captured",
+        "torch",
+        lambda workload, state, device: _torch(workload, state, device, True, captured=True),
+        _has_images,
+        same_as="torch",
+        captured=True,
+        devices=("cuda",),
+    ),
     Peer("jax", "jax", _jax, all_threads=True, devices=("cpu",)),
 )
 
 
-def peers_of(workload: Workload, compiled: bool = False, device: str = "cpu") -> list[Peer]:
+def peers_of(
+    workload: Workload, compiled: bool = False, device: str = "cpu", captured: bool = False
+) -> list[Peer]:
     """Those that are installed and can run it with as many threads as convgrad is set to."""
     all_threads = convgrad.get_num_threads() == os.cpu_count()
     return [
@@ -174,6 +236,7 @@ def peers_of(workload: Workload, compiled: bool = False, device: str = "cpu") ->
         and peer.suits(workload)
         and device in peer.devices
         and (compiled or not peer.compiled)
+        and (captured or not peer.captured)
         and (all_threads or not peer.all_threads)
     ]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from convgrad.data.dataset import to_channels_last, whole_batch
 from convgrad.data.sampler import BatchSampler, RandomSampler, SequentialSampler
+from convgrad.data.transfer import Transfer, transfer_to
 from convgrad.tensor import Tensor
 
 __all__ = ["DataLoader", "default_collate"]
@@ -65,7 +66,10 @@ class DataLoader:
         seed, generator: what shuffling draws from; the default generator if both are left out.
         prefetch: how many batches are prepared ahead by threads; 0 for none.
         num_workers: how many threads; with it alone, prefetch is twice as many.
-        pin_memory, persistent_workers: accepted, without effect.
+        device: a GPU, such as 'cuda': batches are tensors there. Threads put them into pinned
+            memory, and each is copied while the one before it is in use, for work on the stream
+            that is current in the loop. Without it batches stay where the items are.
+        pin_memory, persistent_workers: accepted, without effect; a device's batches are pinned.
 
     The batches follow from (seed, epoch) alone, whatever the threads do. The first loop is epoch 0,
     each further loop the next one; ``set_epoch`` chooses. ``state_dict()`` taken inside a loop and
@@ -88,6 +92,7 @@ class DataLoader:
         seed: int | None = None,
         generator: Any = None,
         prefetch: int | None = None,
+        device: Any = None,
         persistent_workers: bool = False,
     ) -> None:
         if sampler is not None and shuffle:
@@ -108,6 +113,8 @@ class DataLoader:
         self.num_workers = num_workers
         self.prefetch = 2 * num_workers if prefetch is None else prefetch
         self.collate_fn = collate_fn
+        self.device = device
+        self._transfer: Transfer | None = transfer_to(device)
         if batch_sampler is None:
             if sampler is None:
                 if shuffle:
@@ -162,11 +169,17 @@ class DataLoader:
 
     def _loop(self, epoch: int, position: int, batches: Iterator[Sequence[int]]) -> Iterator[Any]:
         loaded = self._ahead(batches) if self.prefetch else map(self._load, batches)
+        if self._transfer is not None:
+            loaded = _sent_ahead(loaded, self._transfer)
         for self.position, batch in enumerate(loaded, position + 1):
             yield batch
         self.set_epoch(epoch + 1)
 
     def _load(self, indices: Sequence[int]) -> Any:
+        batch = self._collated(indices)
+        return batch if self._transfer is None else self._transfer.stage(batch)
+
+    def _collated(self, indices: Sequence[int]) -> Any:
         if self.collate_fn is not None:
             return self.collate_fn([self.dataset[i] for i in indices])
         batch = whole_batch(self.dataset, indices)
@@ -189,3 +202,26 @@ class DataLoader:
         finally:
             # Also where the consumer left the loop: nothing goes on in the background.
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sent_ahead(staged: Iterator[Any], transfer: Transfer) -> Iterator[Any]:
+    """The batches on the GPU, the next one on its way; an exception comes at its own batch."""
+    error: Exception | None = None
+    sent: deque[Any] = deque()
+    try:
+        while error is None:
+            try:
+                sent.append(transfer.send(next(staged)))
+            except StopIteration:
+                break
+            except Exception as found:  # raised below
+                error = found
+            if len(sent) > 1:
+                yield transfer.arrive(sent.popleft())
+        while sent:
+            yield transfer.arrive(sent.popleft())
+        if error is not None:
+            raise error
+    finally:
+        for batch in sent:  # its memory is given back in the order of the current stream
+            transfer.arrive(batch)

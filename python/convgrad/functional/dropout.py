@@ -26,8 +26,9 @@ class Dropout(Op):
 
     def forward(self, x: Array, p: float, per_channel: bool) -> Array:
         draws = x.shape[0] * x.shape[1] if per_channel else x.size
-        state = random.default_generator.next_state(draws).view(np.int64)
-        self.args = p, of(x).small(state), per_channel
+        next_state = random.default_generator.next_state
+        state = of(x).changing(lambda: next_state(draws).view(np.int64))
+        self.args = p, state, per_channel
         return lib_of(x).dropout(x, *self.args)
 
     def backward(self, dy: Array) -> Array:

@@ -906,8 +906,8 @@ class Amax(Op):
 
     def backward(self, dy: Array) -> Array:
         x, y = self.saved
-        hit = np.isnan(x) if np.isnan(y) else x == y
-        share = typed(dy / dy.dtype.type(int(np.count_nonzero(hit))), dy.dtype)
+        hit = (x == y) | (np.isnan(x) & np.isnan(y))
+        share = typed(dy / typed(np.count_nonzero(hit), dy.dtype), dy.dtype)
         return elementwise(np.multiply, hit, share, dtype=dy.dtype)
 
 

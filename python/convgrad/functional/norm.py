@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from convgrad.autograd import Op
-from convgrad.backend import lib_of
+from convgrad.backend import lib_of, of
 from convgrad.deferred import Pending
 from convgrad.tensor import Deferred, Tensor
 
@@ -32,12 +32,14 @@ class Norm(Op):
         per_sample: bool,
         groups: int,
         training: bool,
-        momentum: float,
+        momentum: Any,
         eps: float,
     ) -> Any:
         lib = lib_of(x)
         x = lib.channels_last(x)
         self.args = op, per_sample, groups, not training, eps
+        if training and running_mean is not None and isinstance(momentum, float):
+            momentum = of(x).constant(momentum)
         if training and any(self.needs):  # x is kept for backward as it is
             mean, var = lib.norm_statistics(
                 op, x, w, b, running_mean, running_var, per_sample, groups, momentum, eps
@@ -89,7 +91,7 @@ def _norm(
     per_sample: bool,
     groups: int,
     training: bool,
-    momentum: float,
+    momentum: Any,
     eps: float,
 ) -> Tensor:
     y = Norm.apply(

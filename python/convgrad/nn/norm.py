@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from convgrad import functional as F
+from convgrad.backend import CPU, of
 from convgrad.creation import empty, zeros
 from convgrad.nn import init
 from convgrad.nn._tools import parameter
@@ -79,7 +80,7 @@ class _RunningNorm(_Affine):
         if track_running_stats:
             self.running_mean = empty(num_features, dtype=dtype, device=device)
             self.running_var = empty(num_features, dtype=dtype, device=device)
-            self.num_batches_tracked = zeros((), dtype=np.int64)
+            self.num_batches_tracked = zeros((), dtype=np.int64, device=device)
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
@@ -111,6 +112,19 @@ class _RunningNorm(_Affine):
         )
 
 
+def _count_batch(count: Tensor) -> Any:
+    """Counts up by one; 1 / count, a number or, on a GPU, a float64 array there."""
+    count.version[0] += 1
+    home = of(count.array)
+    if home is CPU:
+        seen = count.array.item() + 1
+        count.array[()] = seen  # 15 times as fast as +=
+        return 1.0 / seen
+    with home.current():
+        np.add(count.array, 1, out=count.array)
+        return np.true_divide(1.0, count.array)
+
+
 class _BatchNorm(_RunningNorm):
     """(x - mean) / sqrt(var + eps) * weight + bias, statistics over the batch and all pixels.
 
@@ -136,13 +150,11 @@ class _BatchNorm(_RunningNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
-        momentum = 0.0 if self.momentum is None else self.momentum
+        momentum: Any = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
-            count = self.num_batches_tracked
-            count.array[()] = count.array.item() + 1  # 15 times as fast as +=
-            count.version[0] += 1
+            seen = _count_batch(self.num_batches_tracked)
             if self.momentum is None:
-                momentum = 1.0 / int(count.array)
+                momentum = seen
         return F.batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
             self.training or self.running_mean is None, momentum, self.eps,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from convgrad.autograd import no_grad
-from convgrad.backend import lib_of, of
+from convgrad.backend import CPU, host, lib_of, of, typed
 from convgrad.dtypes import is_half
 from convgrad.functional.math import convert, wide
 from convgrad.penalty import list_norm
@@ -29,16 +29,17 @@ def _gradients(parameters: Iterable[Tensor] | Tensor) -> list[Any]:
     return [p.grad.array for p in params if p.grad is not None]
 
 
-def _total_norm(grads: list[Any], norm_type: float) -> float:
+def _total_norm(grads: list[Any], norm_type: float) -> Any:
+    """float64, a NumPy scalar or an array without axes on the gradients' device."""
     if not grads:
-        return 0.0
+        return np.float64(0.0)
     if norm_type == math.inf:
-        return float(list_norm(grads, "abs_max"))
+        return list_norm(grads, "abs_max")
     if norm_type == 2:
-        return math.sqrt(list_norm(grads, "square_sum"))
+        return np.sqrt(list_norm(grads, "square_sum"))
     if norm_type == 1:
-        return float(list_norm(grads, "abs_sum"))
-    return float(list_norm(grads, "power_sum", norm_type)) ** (1 / norm_type)
+        return list_norm(grads, "abs_sum")
+    return list_norm(grads, "power_sum", norm_type) ** (1 / norm_type)
 
 
 def clip_grad_norm_(
@@ -50,21 +51,22 @@ def clip_grad_norm_(
     """Scales all gradients, in place, so that their norm as one vector is at most ``max_norm``.
 
     Returns that norm before scaling. RuntimeError for a NaN or infinite norm if
-    ``error_if_nonfinite``.
+    ``error_if_nonfinite``; on a GPU that waits for it.
     """
     if not norm_type > 0:
         raise ValueError(f"[clip_grad_norm_] norm_type must be > 0. Got {norm_type}.")
     grads = _gradients(parameters)
-    norm = _total_norm(grads, float(norm_type))
-    if error_if_nonfinite and not math.isfinite(norm):
-        raise RuntimeError(f"[clip_grad_norm_] The norm of the gradients is {norm}.")
-    # min() passes a NaN on only as its first argument.
-    factor = min(max_norm / (norm + 1e-6), 1.0)
-    if grads and factor != 1.0:
-        lib_of(grads[0]).list_scale(grads, of(grads[0]).small(np.float64(factor)))
-    whole = grads and not is_half(grads[0].dtype)
-    result = np.asarray(norm, grads[0].dtype if whole else np.float32)
-    return Tensor(of(grads[0]).put(result) if grads else result)
+    backend = of(grads[0]) if grads else CPU
+    with backend.current(), np.errstate(all="ignore"):
+        norm = _total_norm(grads, float(norm_type))
+        if error_if_nonfinite and not math.isfinite(host(norm)):
+            raise RuntimeError(f"[clip_grad_norm_] The norm of the gradients is {norm}.")
+        factor = np.minimum(max_norm / (norm + 1e-6), 1.0)  # NaN if the norm is
+        # On a GPU the factor stays there: nothing waits.
+        if grads and (backend is not CPU or factor != 1.0):
+            lib_of(grads[0]).list_scale(grads, typed(factor, np.float64))
+        whole = grads and not is_half(grads[0].dtype)
+        return Tensor(typed(norm, grads[0].dtype if whole else np.float32))
 
 
 def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -> None:

@@ -45,6 +45,12 @@ class Adam(Optimizer):
         if not all(0 <= b < 1 for b in group["betas"]):
             raise ValueError(f"[{self._name}] betas must be in [0, 1). Got {group['betas']}.")
 
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
+
+    def _fixed(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (group["amsgrad"],)
+
     def step(self) -> None:
         for group in self.param_groups:
             self._step_group(group)
@@ -66,11 +72,7 @@ class Adam(Optimizer):
                     kept[name] = np.zeros_like(p.array)
             buffers.append(tuple([kept[name] for name in names]))
             steps.append(kept["step"])
-        hyper = backend.small(
-            np.array(
-                (group["lr"], *group["betas"], group["eps"], group["weight_decay"]), np.float64
-            )
-        )
+        hyper = self._hyper(backend, group, params)
         backend.lib.adam_step(
             arrays, grads, buffers, steps, group["amsgrad"], self._decoupled, hyper
         )

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from convgrad import capturing
 from convgrad.optim.optimizer import Optimizer
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "SequentialLR",
     "StepLR",
 ]
+
+
+_OUTSIDE = "A schedule is not part of a captured step: call it between the steps."
 
 
 class LRScheduler:
@@ -63,6 +67,7 @@ class LRScheduler:
         raise NotImplementedError
 
     def step(self) -> None:
+        capturing.refuse(_OUTSIDE, f"{type(self).__name__}.step")
         self.last_epoch += 1
         self._set()
 
@@ -309,6 +314,7 @@ class ReduceLROnPlateau:
         self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def step(self, metrics: Any) -> None:
+        capturing.refuse(_OUTSIDE, "ReduceLROnPlateau.step")
         value = float(metrics.item() if hasattr(metrics, "item") else metrics)
         self.last_epoch += 1
         if self._improves(value):

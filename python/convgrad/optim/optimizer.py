@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convgrad.backend import host, is_array, of
+from convgrad import capturing
+from convgrad.backend import Backend, host, is_array, of
 from convgrad.tensor import Tensor
 
 __all__ = ["Optimizer", "Params"]
@@ -90,6 +91,32 @@ class Optimizer:
         """Changes every parameter that has a gradient."""
         raise NotImplementedError
 
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """The options that the kernel reads, in its order."""
+        raise NotImplementedError
+
+    def _fixed(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """The options that decide which kernel runs, and so cannot change once it is captured."""
+        return ()
+
+    def _hyper(self, backend: Backend, group: dict[str, Any], params: list[Tensor]) -> Any:
+        """The options in device memory: a captured step reads them anew at each replay."""
+        fixed = self._fixed(group)
+
+        def numbers() -> np.ndarray:
+            if self._fixed(group) != fixed:
+                options = {k: v for k, v in group.items() if k != "params"}
+                raise RuntimeError(
+                    f"[{self._name}] These options cannot be changed for a step that is captured "
+                    f"already; capture it anew. Got {options}."
+                )
+            return np.array(self._numbers(group), np.float64)
+
+        recorder = capturing.recorder()
+        if recorder is not None:
+            recorder.changed += [p.version for p in params]
+        return backend.changing(numbers)
+
     def state_dict(self) -> dict[str, Any]:
         """``{'state': {index: {name: array or number}}, 'param_groups': [options and indices]}``;
         parameters are numbered through all groups. Arrays are copies, in C order."""
@@ -120,7 +147,8 @@ class Optimizer:
         state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         for number, kept in state_dict["state"].items():
             p = parameter[int(number)]
-            state[p] = {k: self._loaded(p, k, v) for k, v in kept.items()}
+            before = self.state.get(p, {})
+            state[p] = {k: self._loaded(p, k, v, before.get(k)) for k, v in kept.items()}
         self.state = state
         for group, saved in zip(self.param_groups, groups):
             group.update({k: v for k, v in saved.items() if k != "params"})
@@ -135,11 +163,14 @@ class Optimizer:
         array = host(value)
         return array.item() if array.ndim == 0 else np.array(array, order="C")
 
-    def _loaded(self, p: Tensor, name: str, value: Any) -> Any:
+    def _loaded(self, p: Tensor, name: str, value: Any, out: Any) -> Any:
         """``value`` as this parameter's state: arrays in its layout and dtype, the step counter in
-        an array of its own."""
+        an array of its own. In ``out``, if that is such an array: a captured step works on it."""
         if name == "step":
-            return of(p.array).put(np.full((), float(value)))
+            if out is None:
+                return of(p.array).put(np.full((), float(value)))
+            out[...] = float(value)
+            return out
         if not is_array(value):
             return value
         if value.shape != p.shape:
@@ -147,7 +178,8 @@ class Optimizer:
                 f"[{self._name}] {name} must have its parameter's shape, {p.shape}. Got "
                 f"{value.shape}."
             )
-        out = np.empty_like(p.array)
+        if out is None:
+            out = np.empty_like(p.array)
         out[...] = of(p.array).put(host(value))
         return out
 

@@ -43,6 +43,12 @@ class SGD(Optimizer):
                 f"{group['momentum']} and dampening {group['dampening']}."
             )
 
+    def _numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        return group["lr"], group["momentum"], group["dampening"], group["weight_decay"]
+
+    def _fixed(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return group["momentum"] != 0, group["nesterov"]
+
     def step(self) -> None:
         for group in self.param_groups:
             self._step_group(group)
@@ -66,9 +72,7 @@ class SGD(Optimizer):
                     # Not empty: where p is not dense the kernel gets a converted copy.
                     buffer = kept["momentum_buffer"] = np.zeros_like(p.array)
                 buffers.append(buffer)
-        hyper = backend.small(
-            np.array((group["lr"], momentum, group["dampening"], group["weight_decay"]), np.float64)
-        )
+        hyper = self._hyper(backend, group, params)
         grads = [p.grad.array for p in params]
         backend.lib.sgd_step(arrays, grads, buffers, first, group["nesterov"], hyper)
         for p in params:
