@@ -17,6 +17,9 @@ FLOAT_ATOMIC = re.compile(r"\b(?:RED|ATOM|ATOMG|ATOMS)\.\S*(?:F16|F32|F64|BF16)"
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA)\.\S+")
 # Kernels with this in their name are written for the tensor cores.
 MEANT_FOR_TENSOR_CORES = "mma"
+# The type in their name says by which instruction.
+MEANT_INSTRUCTION = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32"}
+FLOAT_INSTRUCTION = "HMMA.1688.F32.TF32"
 
 
 def cuobjdump() -> str:
@@ -65,6 +68,12 @@ def instructions(module: str) -> tuple[dict[str, set[str]], list[str]]:
     return tensor, atomics
 
 
+def meant(name: str) -> str:
+    """The tensor-core instruction that a kernel of this (mangled) name is for."""
+    types = re.findall(r"(b?float16)E", name)
+    return MEANT_INSTRUCTION[types[0]] if types else FLOAT_INSTRUCTION
+
+
 def main(module: str) -> int:
     usage = resources(module)
     tensor, atomics = instructions(module)
@@ -75,8 +84,8 @@ def main(module: str) -> int:
         if on_tensor_cores:
             kinds = ", ".join(sorted(tensor[name])) or "none"
             print(f"  {used['REG']:3d} registers  {kinds}  {short(name)}")
-            if not tensor[name]:
-                wrong.append(f"no tensor-core instruction in {short(name)}")
+            if tensor[name] != {meant(name)}:
+                wrong.append(f"{kinds} for {meant(name)} in {short(name)}")
         if used.get("LOCAL", 0) or (on_tensor_cores and used.get("STACK", 0)):
             wrong.append(f"{used} in {short(name)}: registers are spilled")
     stacks = {short(n): u["STACK"] for n, u in usage.items() if u.get("STACK", 0)}

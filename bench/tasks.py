@@ -8,6 +8,7 @@ threads; loading batches happens in a thread beside them.
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import threading
@@ -18,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from convgrad import backend, train
+from convgrad import backend
 from convgrad.bench import machine, report
 from convgrad.cli.main import main as convgrad_main
+from convgrad.tasks import filters
 from convgrad.train import loop
 
 TASKS = (
@@ -31,6 +33,7 @@ TASKS = (
     ("tissue", "--model", "fcn", "--epochs", "1", "--draws", "39"),
     ("tissue", "--model", "unet3d", "--epochs", "2", "--draws", "64"),
     ("tumour", "--epochs", "1", "--output-epochs", "1", "--steps", "50", "--slices", "100"),
+    ("filters", "--epochs", "2"),
 )
 CONDITIONS = {"exact": False, "precision": "highest"}
 LIMIT = 0.2
@@ -63,8 +66,11 @@ class TimedLibrary:
         return call
 
 
+LOOPS = (loop, filters)  # modules whose _train_epoch makes the updates
+
+
 class Watch:
-    """Times ``train.fit``'s epochs of updates, wherever it is called, and the kernels in them."""
+    """Times the epochs of updates, wherever they are called, and the kernels in them."""
 
     def __init__(self) -> None:
         self.library = TimedLibrary(backend.CPU.lib)
@@ -72,22 +78,25 @@ class Watch:
         self.kernels: defaultdict[str, float] = defaultdict(float)
 
     def __enter__(self) -> Watch:
-        self.before = loop._train_epoch, backend.CPU.lib
-        loop._train_epoch = self._epoch
+        self.before = [module._train_epoch for module in LOOPS]
+        for module, function in zip(LOOPS, self.before):
+            module._train_epoch = functools.partial(self._epoch, function)
         backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.library
         return self
 
     def __exit__(self, *error: object) -> None:
-        loop._train_epoch, backend.CPU.lib = self.before
-        backend._LIB_BY_TYPE[np.ndarray] = backend.CPU.lib
+        for module, function in zip(LOOPS, self.before):
+            module._train_epoch = function
+        backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.library.library
 
-    def _epoch(self, run: train.Run, *args: Any) -> None:
+    def _epoch(self, function: Callable[..., Any], *args: Any) -> Any:
         before = dict(self.library.seconds)
         start = time.perf_counter()
-        self.before[0](run, *args)
+        out = function(*args)
         self.wall += time.perf_counter() - start
         for name, seconds in self.library.seconds.items():
             self.kernels[name] += seconds - before.get(name, 0.0)
+        return out
 
     def outside(self) -> float:
         """The part of the time that no kernel ran in."""

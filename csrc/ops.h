@@ -13,6 +13,7 @@
 //   - What changes from step to step (learning rate, counters, seeds) comes by pointer to the
 //     arrays' device, so that a captured GPU step reads it anew.
 //   - Outputs never overlap inputs unless the slot's comment allows it.
+//   - 16-bit inputs begin at multiples of 16 bytes.
 #pragma once
 #include <cstdint>
 
@@ -38,6 +39,7 @@ struct Exec {
   void* workspace = nullptr;     // at least <op>_workspace(...) bytes
   const char* op = "";           // CUDA: the call, for errors
   ValueError* errors = nullptr;  // CUDA: the device's
+  const double* skip = nullptr;  // optimizer steps: where not null and not 0, nothing changes
 };
 
 // What happens to an element v of a result, of channel k, before it is written: a layer's bias and

@@ -284,7 +284,7 @@ def test_training_end_to_end(torch, capsys, tmp_path):
     results = json.loads(file.read_text())
     assert results["about"]["isa"] == _cpu.isa_name() and results["about"]["peers"]["torch"]
     (row,) = results["training"]
-    assert set(row) == {"workload", "ms", "best", "ratio", "ratios", "agreement"}
+    assert set(row) == {"workload", "ms", "best", "ratio", "ratios", "captured", "agreement"}
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -163,8 +163,28 @@ def test_every_wrapper_is_tested():
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrappers_follow_their_lane_maps(name):
     x = ptx.inputs(name, WRAPPERS[name])
-    # The simulator rounds once: half a unit in the last place of float32.
-    check_results(name, x, lib.run_wrapper(name, x), mma_error=2.0**-24)
+    # Each of 9 or 17 terms, and their sum, is cut off at a unit of the largest's last place.
+    check_results(name, x, lib.run_wrapper(name, x), mma_error=18 * 2.0**-23)
+
+
+SMALL = 2.0**-12  # as a word of each type, both halves of it for 16 bits
+SMALL_WORDS = {
+    "mma_tf32": (0x39800000, 8),
+    "mma_bf16": (0x39803980, 16),
+    "mma_f16": (0x0C000C00, 16),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_WORDS)
+def test_tensor_cores_round_towards_zero(name):
+    """Products of +-2^-24, half a unit in the last place of 1, vanish beside it."""
+    word, terms = SMALL_WORDS[name]
+    x = np.full((2, 32, 10), word, np.uint32)
+    x[1, :, 4:8] |= np.uint32(0x80008000 if terms == 16 else 0x80000000)
+    for c, expected in ((0, [[[terms * SMALL**2]], [[-terms * SMALL**2]]]), (1, 1)):
+        x[..., :4] = np.float32(c).view(np.uint32)
+        y = lib.run_wrapper(name, x).view(np.float32)
+        np.testing.assert_array_equal(y, np.broadcast_to(expected, y.shape))
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("ptx_*.npz")), ids=lambda path: path.stem)

@@ -132,7 +132,10 @@ Array converted(const char* op, const Array& a, Layout layout) {
 }  // namespace
 
 Array dense(const char* op, const Array& a, Layout layout) {
-  return a.is_dense(layout) ? a : converted(op, a, layout);
+  // Of 16-bit arrays kernels copy 16 bytes at once, and there is no smaller way for single
+  // elements.
+  const bool placed = !is_16_bit(a.dtype) || reinterpret_cast<uintptr_t>(a.data) % 16 == 0;
+  return placed && a.is_dense(layout) ? a : converted(op, a, layout);
 }
 
 Array dense_arg(const char* op, const char* name, py::handle object, Layout layout) {

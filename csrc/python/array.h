@@ -115,7 +115,8 @@ Array stat_arg_like(const char* op, const char* name, py::handle object, Layout 
 // comes back with a leading axis of 1, and unbatched = true.
 Array signal_arg(const char* op, const char* name, py::handle object, int spatial, bool* unbatched);
 
-// The array itself if it is dense in `layout`, else a converted copy; any type of 2 bytes or more.
+// The array itself if it is dense in `layout`, and of 16 bits at a multiple of 16 bytes, else a
+// converted copy; any type of 2 bytes or more.
 Array dense(const char* op, const Array& array, Layout layout);
 
 // Uninitialised arrays from the backend's memory pool.

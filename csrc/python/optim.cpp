@@ -68,10 +68,10 @@ Param param_arg(const char* op, py::handle p_, py::handle g_) {
   return out;
 }
 
-void keep(const char* op, Param& param, py::handle buffer) {
+// `filled`: the buffer holds something that must last.
+void keep(const char* op, Param& param, py::handle buffer, bool filled) {
   InPlace& kept = param.kept[param.kept_count++];
-  kept = in_place(op, "buffer", array_arg(op, "buffer", buffer), layout_of(param.p.dense),
-                  !param.first);
+  kept = in_place(op, "buffer", array_arg(op, "buffer", buffer), layout_of(param.p.dense), filled);
   same_as_parameter(op, "buffer", kept.dense, param.p.dense);
 }
 
@@ -120,45 +120,58 @@ const double* hyper_arg(const char* op, py::handle hyper, int count) {
   return a.as<double>();
 }
 
+// Null, or a float64 array of one element: Exec::skip.
+const double* skip_arg(const char* op, py::handle skip) {
+  return skip.is_none() ? nullptr : array_arg(op, "skip", skip, DType::kFloat64).as<double>();
+}
+Exec with_skip(Exec exec, const double* skip) {
+  exec.skip = skip;
+  return exec;
+}
+
 template <class T>
 const Ops<T>& table(const ParamRef<T>*) {
   return ops<T>();
 }
 
 // One step for lists of equal length. buffers: a list of arrays, or None without momentum;
-// first[i]: buffer i holds nothing yet. hyper: lr, momentum, dampening, weight_decay.
+// first[i]: buffer i holds nothing yet. hyper: lr, momentum, dampening, weight_decay. skip: None,
+// or a float64 number on the device that makes this no step where it is not 0.
 void sgd_step(const py::list& ps, const py::list& gs, py::handle buffers, py::handle first,
-              bool nesterov, py::handle hyper_) {
+              bool nesterov, py::handle hyper_, py::handle skip_) {
   const double* hyper = hyper_arg("sgd", hyper_, 4);
+  const double* skip = skip_arg("sgd", skip_);
   std::vector<Param> params;
   params.reserve(ps.size());
   for (size_t i = 0; i < ps.size(); ++i) {
     params.push_back(param_arg("sgd", ps[i], gs[i]));
     if (buffers.is_none()) continue;
     params[i].first = first[py::int_(i)].cast<bool>();
-    keep("sgd", params[i], buffers[py::int_(i)]);
+    keep("sgd", params[i], buffers[py::int_(i)], !params[i].first || skip);
   }
   run_list(params, kNoWorkspace, [&](const Exec& exec, int64_t count, const auto* refs) {
-    table(refs).sgd_step(exec, count, refs, nesterov, hyper);
+    table(refs).sgd_step(with_skip(exec, skip), count, refs, nesterov, hyper);
   });
 }
 
 // buffers: a tuple per parameter: exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. steps:
 // a float64 array of one element per parameter, counted up. hyper: lr, beta1, beta2, eps,
-// weight_decay.
+// weight_decay. skip: as for sgd_step.
 void adam_step(const py::list& ps, const py::list& gs, const py::list& buffers,
-               const py::list& steps, bool amsgrad, bool decoupled, py::handle hyper_) {
+               const py::list& steps, bool amsgrad, bool decoupled, py::handle hyper_,
+               py::handle skip_) {
   const double* hyper = hyper_arg("adam", hyper_, 5);
+  const double* skip = skip_arg("adam", skip_);
   std::vector<Param> params;
   params.reserve(ps.size());
   for (size_t i = 0; i < ps.size(); ++i) {
     params.push_back(param_arg("adam", ps[i], gs[i]));
     const py::tuple kept = buffers[i];
-    for (size_t k = 0; k < (amsgrad ? 3u : 2u); ++k) keep("adam", params[i], kept[k]);
+    for (size_t k = 0; k < (amsgrad ? 3u : 2u); ++k) keep("adam", params[i], kept[k], true);
     params[i].step = array_arg("adam", "step", steps[i], DType::kFloat64).as<double>();
   }
   run_list(params, kNoWorkspace, [&](const Exec& exec, int64_t count, const auto* refs) {
-    table(refs).adam_step(exec, count, refs, amsgrad, decoupled, hyper);
+    table(refs).adam_step(with_skip(exec, skip), count, refs, amsgrad, decoupled, hyper);
   });
 }
 
@@ -226,8 +239,11 @@ py::object penalty_backward(py::handle p_, const std::string& kind_, double fact
 }  // namespace
 
 void bind_optim(py::module_& m) {
-  def(m, "sgd_step", &sgd_step);
-  def(m, "adam_step", &adam_step);
+  const auto arg = [](const char* name) { return py::arg(name); };
+  def(m, "sgd_step", &sgd_step, arg("ps"), arg("gs"), arg("buffers"), arg("first"), arg("nesterov"),
+      arg("hyper"), arg("skip") = py::none());
+  def(m, "adam_step", &adam_step, arg("ps"), arg("gs"), arg("buffers"), arg("steps"),
+      arg("amsgrad"), arg("decoupled"), arg("hyper"), arg("skip") = py::none());
   def(m, "list_norm", &list_norm);
   def(m, "list_scale", &list_scale);
   def(m, "penalty_backward", &penalty_backward);

@@ -35,6 +35,8 @@ from convgrad.functional.linear import *
 from convgrad.functional.math import *
 from convgrad.functional.shape import *
 from convgrad.functional.softmax import *
+from convgrad.mixed_precision import autocast, is_autocast_enabled
+from convgrad.optim import GradScaler
 from convgrad.random import Generator, default_generator, initial_seed, manual_seed
 from convgrad.summary import summary
 from convgrad.tensor import Tensor, tensor

@@ -56,6 +56,7 @@ void sgd_piece(const ParamRef<T>& r, int64_t begin, int64_t end, bool nesterov,
 template <class T>
 void sgd_step(const Exec& exec, int64_t count, const ParamRef<T>* params, bool nesterov,
               const double* hyper) {
+  if (exec.skip && *exec.skip != 0) return;
   for_pieces(exec, count, params, 2,
              [&](const ParamRef<T>& r, int64_t begin, int64_t end, int64_t) {
                if (hyper[1] == 0)
@@ -91,6 +92,7 @@ void adam_piece(const ParamRef<T>& r, int64_t begin, int64_t end, const double* 
 template <class T>
 void adam_step(const Exec& exec, int64_t count, const ParamRef<T>* params, bool amsgrad,
                bool decoupled, const double* hyper) {
+  if (exec.skip && *exec.skip != 0) return;
   for (int64_t i = 0; i < count; ++i) *params[i].step += 1;
   const auto piece = amsgrad
                          ? (decoupled ? adam_piece<T, true, true> : adam_piece<T, true, false>)

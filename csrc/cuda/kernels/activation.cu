@@ -150,8 +150,7 @@ CONVGRAD_UNARY(Neg, -x, -dy);
 constexpr int kThreads = 256;
 
 template <class F, class T>
-__global__ void __launch_bounds__(kThreads, 4)
-    forward_kernel(Params<Acc<T>> p, int64_t n, int64_t packs, const T* x, T* y) {
+__device__ void forward_all(const Params<Acc<T>>& p, int64_t n, int64_t packs, const T* x, T* y) {
   constexpr int W = kPack<T>;
   for (int64_t i = thread_index(); i < packs; i += thread_count()) {
     Acc<T> v[W];
@@ -165,8 +164,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 template <class F, class T>
-__global__ void __launch_bounds__(kThreads, 4)
-    backward_kernel(Params<Acc<T>> p, int64_t n, int64_t packs, const T* s, const T* dy, T* dx) {
+__device__ void backward_all(const Params<Acc<T>>& p, int64_t n, int64_t packs, const T* s,
+                             const T* dy, T* dx) {
   constexpr int W = kPack<T>;
   for (int64_t i = thread_index(); i < packs; i += thread_count()) {
     Acc<T> saved[W], g[W];
@@ -180,44 +179,77 @@ __global__ void __launch_bounds__(kThreads, 4)
     dx[i] = T(F::backward(Acc<T>(s[i]), Acc<T>(dy[i]), p));
 }
 
-template <class T, class F>
-void run_forward(const Exec& exec, const UnaryParams& params, int64_t n, const T* x, T* y) {
-  const Params<Acc<T>> p{Acc<T>(params.a), Acc<T>(params.b)};
-  const int64_t packs = are_packs<T>(0, x, y) ? n / kPack<T> : 0;
-  launch(exec, forward_kernel<F, T>, grid_for(packs ? packs : n, kThreads), dim3(kThreads), 0, p, n,
-         packs, x, y);
+template <class F, class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    forward_kernel(Params<Acc<T>> p, int64_t n, int64_t packs, const T* x, T* y) {
+  forward_all<F>(p, n, packs, x, y);
+}
+template <class F, class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_kernel(Params<Acc<T>> p, int64_t n, int64_t packs, const T* s, const T* dy, T* dx) {
+  backward_all<F>(p, n, packs, s, dy, dx);
 }
 
-template <class T, class F>
-void run_backward(const Exec& exec, const UnaryParams& params, int64_t n, const T* s, const T* dy,
-                  T* dx) {
-  const Params<Acc<T>> p{Acc<T>(params.a), Acc<T>(params.b)};
-  const int64_t packs = are_packs<T>(0, s, dy, dx) ? n / kPack<T> : 0;
-  launch(exec, backward_kernel<F, T>, grid_for(packs ? packs : n, kThreads), dim3(kThreads), 0, p,
-         n, packs, s, dy, dx);
-}
-
+// All functions in one kernel, for types of 16 bits: a branch costs less than a hundred kernels.
 template <class T>
-void unary_forward(const Exec& exec, Unary kind, const UnaryParams& p, int64_t n, const T* x,
-                   T* y) {
+__global__ void __launch_bounds__(kThreads, 4)
+    any_forward_kernel(Unary kind, Params<Acc<T>> p, int64_t n, int64_t packs, const T* x, T* y) {
   switch (kind) {
 #define CONVGRAD_CASE(F, name) \
   case Unary::k##F:            \
-    return run_forward<T, F<Acc<T>>>(exec, p, n, x, y);
+    return forward_all<F<Acc<T>>>(p, n, packs, x, y);
+    CONVGRAD_UNARIES(CONVGRAD_CASE)
+#undef CONVGRAD_CASE
+  }
+}
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    any_backward_kernel(Unary kind, Params<Acc<T>> p, int64_t n, int64_t packs, const T* s,
+                        const T* dy, T* dx) {
+  switch (kind) {
+#define CONVGRAD_CASE(F, name) \
+  case Unary::k##F:            \
+    return backward_all<F<Acc<T>>>(p, n, packs, s, dy, dx);
     CONVGRAD_UNARIES(CONVGRAD_CASE)
 #undef CONVGRAD_CASE
   }
 }
 
 template <class T>
-void unary_backward(const Exec& exec, Unary kind, const UnaryParams& p, int64_t n, const T* s,
-                    const T* dy, T* dx) {
-  switch (kind) {
+void unary_forward(const Exec& exec, Unary kind, const UnaryParams& params, int64_t n, const T* x,
+                   T* y) {
+  const Params<Acc<T>> p{Acc<T>(params.a), Acc<T>(params.b)};
+  const int64_t packs = are_packs<T>(0, x, y) ? n / kPack<T> : 0;
+  const dim3 grid = grid_for(packs ? packs : n, kThreads);
+  if constexpr (sizeof(T) == 2) {
+    launch(exec, any_forward_kernel<T>, grid, dim3(kThreads), 0, kind, p, n, packs, x, y);
+  } else {
+    switch (kind) {
 #define CONVGRAD_CASE(F, name) \
   case Unary::k##F:            \
-    return run_backward<T, F<Acc<T>>>(exec, p, n, s, dy, dx);
-    CONVGRAD_UNARIES(CONVGRAD_CASE)
+    return launch(exec, forward_kernel<F<T>, T>, grid, dim3(kThreads), 0, p, n, packs, x, y);
+      CONVGRAD_UNARIES(CONVGRAD_CASE)
 #undef CONVGRAD_CASE
+    }
+  }
+}
+
+template <class T>
+void unary_backward(const Exec& exec, Unary kind, const UnaryParams& params, int64_t n, const T* s,
+                    const T* dy, T* dx) {
+  const Params<Acc<T>> p{Acc<T>(params.a), Acc<T>(params.b)};
+  const int64_t packs = are_packs<T>(0, s, dy, dx) ? n / kPack<T> : 0;
+  const dim3 grid = grid_for(packs ? packs : n, kThreads);
+  if constexpr (sizeof(T) == 2) {
+    launch(exec, any_backward_kernel<T>, grid, dim3(kThreads), 0, kind, p, n, packs, s, dy, dx);
+  } else {
+    switch (kind) {
+#define CONVGRAD_CASE(F, name) \
+  case Unary::k##F:            \
+    return launch(exec, backward_kernel<F<T>, T>, grid, dim3(kThreads), 0, p, n, packs, s, dy, dx);
+      CONVGRAD_UNARIES(CONVGRAD_CASE)
+#undef CONVGRAD_CASE
+    }
   }
 }
 

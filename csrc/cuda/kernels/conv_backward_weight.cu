@@ -72,17 +72,37 @@ struct GemmPlan {
   int64_t tile_m, tile_n;
   SlicePlan cut;
 };
+template <class T>
 GemmPlan plan_gemm(const ConvShape& s) {
-  const int64_t rows = s.group_out_c(), columns = s.taps() * s.group_in_c();
+  const int64_t rows = s.group_out_c(), columns = s.taps() * padded<T>(s.group_in_c());
   const bool large = rows > 64 && columns > 64;
   GemmPlan plan{large ? 128 : 64, large ? 128 : columns <= 32 ? 32 : 64, {}};
   const int64_t blocks = ceil_div(rows, plan.tile_m) * ceil_div(columns, plan.tile_n) * s.groups;
-  const int64_t k_tiles = ceil_div(s.n * s.out_pixels(), kTileK);
+  const int64_t k_tiles = ceil_div(s.n * s.out_pixels(), kTileK<T>);
   plan.cut = plan_slices(blocks, k_tiles, s.w_size());
   return plan;
 }
 
+// Channels of dy and x in whole chunks. dy's chunks are of 8 even where it has fewer.
+template <class T>
+int64_t padded_out(const ConvShape& s) {
+  return sizeof(T) == 2 ? ceil_div(s.group_out_c(), 8) * 8 : s.group_out_c();
+}
+// The workspace: partial sums, dy and x with padded channels; each may be missing.
+template <class T>
+struct GemmRoom {
+  int64_t partial, dy, x;  // bytes
+  GemmRoom(const ConvShape& s, const GemmPlan& plan) {
+    const int64_t in_c = padded<T>(s.group_in_c()), out_c = padded_out<T>(s);
+    partial = plan.cut.slices > 1 ? part_bytes<float>(plan.cut.slices * s.w_size()) : 0;
+    dy = out_c == s.group_out_c() ? 0 : part_bytes<T>(s.n * s.out_pixels() * s.groups * out_c);
+    x = in_c == s.group_in_c() ? 0 : part_bytes<T>(s.n * s.in_pixels() * s.groups * in_c);
+  }
+  int64_t bytes() const { return partial + dy + x; }
+};
+
 // Whether all pixels, windows beyond the edges included, can be counted in 32 bits.
+template <class T>
 bool fits_gemm(const ConvShape& s) {
   constexpr int64_t kLimit = int64_t{1} << 30;
   int64_t in = 1, out = 1, reach = 1;
@@ -95,29 +115,50 @@ bool fits_gemm(const ConvShape& s) {
     if (in >= kLimit || out >= kLimit || reach >= kLimit) return false;
   }
   // Slices and groups are grid.y and grid.z.
-  return s.n * reach < kLimit && s.n * out < kLimit && s.taps() * s.group_in_c() < kLimit &&
-         max_of(s.in_c, s.out_c) < kLimit && s.groups < 65536;
+  return s.n * reach < kLimit && s.n * out < kLimit &&
+         s.taps() * padded<T>(s.group_in_c()) < kLimit &&
+         s.groups * max_of(padded<T>(s.group_in_c()), padded_out<T>(s)) < kLimit &&
+         s.groups < 65536;
 }
 
-template <class Tile, Math kMath, int kChunk>
-void run_tiles(const Exec& exec, const ConvShape& s, const SlicePlan& cut, const float* dy,
-               const float* x, float* dw) {
-  WeightGemm<Tile, kMath, kChunk> gemm{};
-  gemm.dy = dy;
-  gemm.x = x;
-  gemm.dw = dw;
+template <class T>
+struct GemmArgs {
+  const ConvShape& s;
+  const SlicePlan& cut;
+  const T *dy, *x;  // with padded channels
+  float* partial;   // room for all slices, if there are several
+  T* dw;
+};
+
+template <class T, class Tile, Math kMath, int kChunk>
+void run_tiles(const Exec& exec, const GemmArgs<T>& args) {
+  const ConvShape& s = args.s;
+  const int64_t channels = padded<T>(s.group_in_c());
+  WeightGemm<T, Tile, kMath, kChunk> gemm{};
+  gemm.dy = args.dy;
+  gemm.x = args.x;
+  gemm.dw = args.dw;
+  if (args.cut.slices > 1) {
+    if constexpr (sizeof(T) == sizeof(float))
+      gemm.dw = args.partial;
+    else
+      gemm.partial = args.partial;
+  }
   gemm.groups = int(s.groups);
   gemm.rows = int(s.group_out_c());
-  gemm.columns = int(s.taps() * s.group_in_c());
-  gemm.channels = int(s.group_in_c());
+  gemm.columns = int(s.taps() * channels);
+  gemm.channels = int(channels);
+  gemm.own_channels = int(s.group_in_c());
+  gemm.taps = int(s.taps());
+  gemm.dy_rows = int(padded_out<T>(s));
   gemm.images = int(s.n);
   gemm.pixels = int(s.n * s.out_pixels());
-  gemm.dy_pitch = int(s.out_c);
-  gemm.x_pitch = int(s.in_c);
+  gemm.dy_pitch = int(s.groups * padded_out<T>(s));
+  gemm.x_pitch = int(s.groups * channels);
   gemm.tiles_n = int(ceil_div(gemm.columns, Tile::kN));
-  gemm.slices = int(cut.slices);
-  gemm.tiles_per_slice = int(cut.tiles_per_slice);
-  int64_t step = WeightGemm<Tile, kMath, kChunk>::Map::kStep;
+  gemm.slices = int(args.cut.slices);
+  gemm.tiles_per_slice = int(args.cut.tiles_per_slice);
+  int64_t step = WeightGemm<T, Tile, kMath, kChunk>::Map::kStep;
   for (int i = 2; i >= 0; --i) {
     gemm.in[i] = int(s.in[i]);
     gemm.out[i] = int(s.out[i]);
@@ -130,38 +171,62 @@ void run_tiles(const Exec& exec, const ConvShape& s, const SlicePlan& cut, const
   }
   gemm.step[0] = int(step);
   const int64_t tiles_m = ceil_div(gemm.rows, Tile::kM);
-  launch_gemm(
-      exec, dim3(unsigned(tiles_m * gemm.tiles_n), unsigned(cut.slices), unsigned(s.groups)), gemm);
+  launch_gemm(exec,
+              dim3(unsigned(tiles_m * gemm.tiles_n), unsigned(gemm.slices), unsigned(s.groups)),
+              gemm);
 }
 
 template <Math kMath>
-void run_math(const Exec& exec, const ConvShape& s, const GemmPlan& plan, const float* dy,
-              const float* x, float* dw) {
-  const bool aligned =
-      s.group_in_c() % 4 == 0 && s.group_out_c() % 4 == 0 && is_aligned(dy) && is_aligned(x);
+void run_math(const Exec& exec, const GemmPlan& plan, const GemmArgs<float>& args) {
+  const bool aligned = args.s.group_in_c() % 4 == 0 && args.s.group_out_c() % 4 == 0 &&
+                       is_aligned(args.dy) && is_aligned(args.x);
   if (plan.tile_n == 32)
-    return aligned ? run_tiles<Tile<64, 32, 32, 16, 4, 2>, kMath, 4>(exec, s, plan.cut, dy, x, dw)
-                   : run_tiles<Tile<64, 32, 32, 16, 4, 2>, kMath, 1>(exec, s, plan.cut, dy, x, dw);
+    return aligned ? run_tiles<float, Tile<64, 32, 32, 16, 4, 2>, kMath, 4>(exec, args)
+                   : run_tiles<float, Tile<64, 32, 32, 16, 4, 2>, kMath, 1>(exec, args);
   if (plan.tile_n == 128 && aligned)
-    return run_tiles<Tile<128, 128, 64, 32, 3, kMath == Math::kFma ? 1 : 2>, kMath, 4>(
-        exec, s, plan.cut, dy, x, dw);
-  aligned ? run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, 4>(exec, s, plan.cut, dy, x, dw)
-          : run_tiles<Tile<64, 64, 32, 32, 4, 2>, kMath, 1>(exec, s, plan.cut, dy, x, dw);
+    return run_tiles<float, Tile<128, 128, 64, 32, 3, kMath == Math::kFma ? 1 : 2>, kMath, 4>(exec,
+                                                                                              args);
+  aligned ? run_tiles<float, Tile<64, 64, 32, 32, 4, 2>, kMath, 4>(exec, args)
+          : run_tiles<float, Tile<64, 64, 32, 32, 4, 2>, kMath, 1>(exec, args);
+}
+template <class T>
+void run_16(const Exec& exec, const GemmPlan& plan, const GemmArgs<T>& args) {
+  if (args.s.group_in_c() <= 4)
+    return run_tiles<T, Tile<64, 64, 32, 32, 4, 2>, Math::k16, 4>(exec, args);
+  if (plan.tile_n == 32) return run_tiles<T, Tile<64, 32, 32, 16, 4, 2>, Math::k16, 8>(exec, args);
+  plan.tile_n == 128 ? run_tiles<T, Tile<128, 128, 64, 64, 3, 2>, Math::k16, 8>(exec, args)
+                     : run_tiles<T, Tile<64, 64, 32, 32, 4, 2>, Math::k16, 8>(exec, args);
 }
 
-// `partial`: room for all slices, if there are several.
+template <class T>
 void backward_weight_gemm(const Exec& exec, const ConvShape& s, ConvAlgorithm algorithm,
-                          const float* dy, const float* x, float* partial, float* dw) {
-  const GemmPlan plan = plan_gemm(s);
-  float* to = plan.cut.slices > 1 ? partial : dw;
-  if (algorithm == ConvAlgorithm::kFma)
-    run_math<Math::kFma>(exec, s, plan, dy, x, to);
+                          const T* dy, const T* x, T* dw) {
+  const GemmPlan plan = plan_gemm<T>(s);
+  const GemmRoom<T> room(s, plan);
+  char* workspace = static_cast<char*>(exec.workspace);
+  float* partial = reinterpret_cast<float*>(workspace);
+  if (room.dy > 0) {
+    T* to = reinterpret_cast<T*>(workspace + room.partial);
+    pad_rows(exec, s.n * s.out_pixels() * s.groups, s.group_out_c(), padded_out<T>(s), dy, to);
+    dy = to;
+  }
+  if (room.x > 0) {
+    T* to = reinterpret_cast<T*>(workspace + room.partial + room.dy);
+    pad_rows(exec, s.n * s.in_pixels() * s.groups, s.group_in_c(), padded<T>(s.group_in_c()), x,
+             to);
+    x = to;
+  }
+  const GemmArgs<T> args = {s, plan.cut, dy, x, partial, dw};
+  if constexpr (sizeof(T) == 2)
+    run_16(exec, plan, args);
+  else if (algorithm == ConvAlgorithm::kFma)
+    run_math<Math::kFma>(exec, plan, args);
   else if (s.tf32 && !s.exact)
-    run_math<Math::kTf32>(exec, s, plan, dy, x, to);
+    run_math<Math::kTf32>(exec, plan, args);
   else
-    run_math<Math::kTf32x3>(exec, s, plan, dy, x, to);
+    run_math<Math::kTf32x3>(exec, plan, args);
   if (plan.cut.slices > 1)
-    sum_chunks<float>(exec, plan.cut.slices, s.w_size(), s.w_size(), partial, dw);
+    sum_chunks<T>(exec, plan.cut.slices, s.w_size(), s.w_size(), partial, dw);
 }
 
 // ---- depthwise ----
@@ -212,37 +277,38 @@ void backward_weight_depthwise(const Exec& exec, const ConvShape& s, const float
 template <class T>
 ConvAlgorithm conv_backward_weight_algorithm(const ConvShape& s) {
   const bool empty = s.y_size() == 0 || s.w_size() == 0 || s.x_size() == 0;
-  if (sizeof(T) != sizeof(float) || empty || s.algorithm == ConvAlgorithm::kGeneric ||
-      !fits_gemm(s))
+  if (sizeof(T) > sizeof(float) || empty || s.algorithm == ConvAlgorithm::kGeneric ||
+      !fits_gemm<T>(s))
     return ConvAlgorithm::kGeneric;
   if (s.algorithm == ConvAlgorithm::kMma) return s.algorithm;
-  const bool short_sums = plan_gemm(s).cut.tiles_per_slice * kTileK <= kMostFmaTerms;
-  if (s.algorithm == ConvAlgorithm::kFma && short_sums) return s.algorithm;
-  if (is_depthwise(s)) return ConvAlgorithm::kDepthwise;
+  const bool short_sums = plan_gemm<T>(s).cut.tiles_per_slice * kTileK<T> <= kMostFmaTerms;
+  const bool is_float = sizeof(T) == sizeof(float);
+  if (s.algorithm == ConvAlgorithm::kFma && short_sums && is_float) return s.algorithm;
+  if (is_float && is_depthwise(s)) return ConvAlgorithm::kDepthwise;
   const bool thin = min_of(s.group_in_c(), s.group_out_c()) < kLeastGroupChannels;
   return s.groups > 1 && thin ? ConvAlgorithm::kGeneric : ConvAlgorithm::kMma;
 }
 
-// Results of their own that the parts of the sum write into the workspace.
 template <class T>
-int64_t parts(const ConvShape& s) {
+int64_t weight_workspace(const ConvShape& s) {
+  const int64_t of_one = s.w_size() * int64_t(sizeof(Acc<T>));
   switch (conv_backward_weight_algorithm<T>(s)) {
     case ConvAlgorithm::kGeneric:
-      return plan_direct<T>(s).chunks;
+      return plan_direct<T>(s).chunks * of_one;
     case ConvAlgorithm::kDepthwise:
-      return plan_depthwise(s).chunks;
+      return plan_depthwise(s).chunks * of_one;
     default:
-      return plan_gemm(s).cut.slices;
+      return GemmRoom<T>(s, plan_gemm<T>(s)).bytes();
   }
 }
 
+// The two sums use the workspace one after the other.
 template <class T>
 int64_t conv_backward_weight_workspace(const ConvShape& s, int threads) {
   const int64_t bias = column_sum_workspace<T>(s.n * s.out_pixels(), s.out_c, threads);
-  return std::max(bias, parts<T>(s) * s.w_size() * int64_t(sizeof(Acc<T>)));
+  return std::max(bias, weight_workspace<T>(s));
 }
 
-// The two sums use the workspace one after the other.
 template <class T>
 void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, const T* x, T* dw,
                           T* db) {
@@ -254,7 +320,9 @@ void conv_backward_weight(const Exec& exec, const ConvShape& s, const T* dy, con
     if (algorithm == ConvAlgorithm::kDepthwise)
       backward_weight_depthwise(exec, s, dy, x, partial, dw);
     else
-      backward_weight_gemm(exec, s, algorithm, dy, x, partial, dw);
+      backward_weight_gemm(exec, s, algorithm, dy, x, dw);
+  } else if constexpr (sizeof(T) == 2) {
+    backward_weight_gemm(exec, s, algorithm, dy, x, dw);
   }
   if (db) column_sum_in<T>(exec, s.n * s.out_pixels(), s.out_c, dy, partial, db);
 }

@@ -40,14 +40,14 @@ struct DepthwisePasses {
   float* dst;
   Epilogue<float> epilogue;
   int channels, images;
-  GemmPass pass[kMostPasses];  // w: (taps, channels)
+  GemmPass<float> pass[kMostPasses];  // w: (taps, channels)
 };
 
 // Block y is a pass; threads along x are (image, d, h, positions of w, pack of channels).
 template <int kChunk>
 __global__ void __launch_bounds__(kDepthwiseThreads)
     depthwise_kernel(const __grid_constant__ DepthwisePasses p) {
-  const GemmPass& pass = p.pass[blockIdx.y];
+  const GemmPass<float>& pass = p.pass[blockIdx.y];
   const auto &d = pass.axis[0], &h = pass.axis[1], &w = pass.axis[2];
   const unsigned packs = unsigned(p.channels) / kChunk;
   const unsigned runs = (unsigned(w.count) + kPositions - 1) / kPositions;

@@ -19,13 +19,14 @@ constexpr int kMostTaps = 384;      // 7 x 7 x 7 are 343
 constexpr int kOutside = INT32_MIN / 2;
 
 // A pass in 32 bits.
+template <class T>
 struct GemmPass {
   struct Along {
     int src, dst, count, dst_first, dst_step, src_first, src_step, taps, tap_step;
   } axis[3];
   int taps;
   int rows, k, tiles;  // of the product; k-tiles
-  const float* w;      // (groups, dst_c, k)
+  const T* w;          // (groups, dst_c, k)
 
   __device__ bool holds(int d, int h, int w) const {
     return (unsigned(d) < unsigned(axis[0].src)) & (unsigned(h) < unsigned(axis[1].src)) &
@@ -33,21 +34,22 @@ struct GemmPass {
   }
 };
 
-template <class TileT, Math kMathT, int kChunk>
+template <class T, class TileT, Math kMathT, int kChunk>
 struct ConvGemm {
+  using Element = T;
   using Tile = TileT;
   static constexpr Math kMath = kMathT;
   static constexpr Major kMajorA = Major::kK, kMajorB = Major::kK;
 
-  const float* src;
-  float* dst;
-  Epilogue<float> epilogue;
+  const T* src;
+  T* dst;
+  Epilogue<T> epilogue;
   float* partial;  // (slices, rows, columns), where K is cut into slices; else null
-  int groups, src_c, dst_c, bias_c;
-  int tap_step, channel_step;  // kTileK as taps and channels
-  int src_pitch, dst_pitch;    // elements of a pixel
+  int groups, src_c, dst_c, bias_c;  // src_c: padded
+  int tap_step, channel_step;        // kTileK<T> as taps and channels
+  int src_pitch, dst_pitch;          // elements of a pixel
   int tiles_n, slices, tiles_per_slice;
-  GemmPass pass[kMostPasses];
+  GemmPass<T> pass[kMostPasses];
 
   struct alignas(16) Place {
     int d, h, w;  // of a row's window, kOutside for a row that is none; of a tap, from there
@@ -63,33 +65,33 @@ struct ConvGemm {
   struct Work;
 };
 
-template <class TileT, Math kMathT, int kChunk>
-struct ConvGemm<TileT, kMathT, kChunk>::Loader {
-  using Map = CopyMap<Major::kK, Tile::kM, Tile::kThreads, kChunk>;
+template <class T, class TileT, Math kMathT, int kChunk>
+struct ConvGemm<T, TileT, kMathT, kChunk>::Loader {
+  using Map = CopyMap<T, Major::kK, Tile::kM, Tile::kThreads, kChunk>;
   const ConvGemm& p;
   const Table& table;
   int tap, channel;  // of the thread's next chunk
 
   __device__ Loader(const ConvGemm& p, const Table& table) : p(p), table(table) {
-    const int k = table.block.first_tile * kTileK + int(Map::line());
+    const int k = table.block.first_tile * kTileK<T> + int(Map::line());
     tap = k / p.src_c;
     channel = k % p.src_c;
   }
 
-  __device__ void load(Slice<Major::kK, Tile::kM>& s) {
+  __device__ void load(Slice<T, Major::kK, Tile::kM>& s) {
     // Read anew, because registers are scarcer than time.
-    const GemmPass& pass = p.pass[table.block.pass];
-    const float* src = p.src + int64_t{table.block.group} * p.src_c;
+    const GemmPass<T>& pass = p.pass[table.block.pass];
+    const T* src = p.src + int64_t{table.block.group} * p.src_c;
     const bool any = tap < pass.taps;
     const Place t = table.tap[any ? tap : 0];
 #pragma unroll 2
     for (int i = 0; i < Map::kCount; ++i) {
       const Place o = table.origin[Map::first() + i * Map::kStep];
       const bool inside = any & pass.holds(o.d + t.d, o.h + t.h, o.w + t.w);
-      const float* from = src + int64_t{o.pixel + t.pixel} * p.src_pitch;
-      copy_async<4 * kChunk>(Map::target(s, i), from + channel, inside);
+      const T* from = src + int64_t{o.pixel + t.pixel} * p.src_pitch;
+      copy_async<kChunk* int(sizeof(T))>(Map::target(s, i), from + channel, inside);
     }
-    // k += kTileK, without dividing
+    // k += kTileK<T>, without dividing
     tap += p.tap_step;
     channel += p.channel_step;
     if (channel >= p.src_c) {
@@ -99,8 +101,8 @@ struct ConvGemm<TileT, kMathT, kChunk>::Loader {
   }
 };
 
-template <class TileT, Math kMathT, int kChunk>
-struct ConvGemm<TileT, kMathT, kChunk>::Work {
+template <class T, class TileT, Math kMathT, int kChunk>
+struct ConvGemm<T, TileT, kMathT, kChunk>::Work {
   const ConvGemm& p;
   Table& table;
 
@@ -108,7 +110,7 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
     const int part = int(blockIdx.z) / p.slices, slice = int(blockIdx.z) % p.slices;
     const int tile_m = int(blockIdx.x) / p.tiles_n, tile_n = int(blockIdx.x) % p.tiles_n;
     const int first = slice * p.tiles_per_slice, end = first + p.tiles_per_slice;
-    const GemmPass& pass = p.pass[part / p.groups];
+    const GemmPass<T>& pass = p.pass[part / p.groups];
     if (threadIdx.x == 0)
       table.block = {part / p.groups,
                      part % p.groups,
@@ -124,7 +126,7 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
   }
 
   // Row m of the product is row i of the tile.
-  __device__ void locate_row(const GemmPass& pass, int m, int i) {
+  __device__ void locate_row(const GemmPass<T>& pass, int m, int i) {
     const auto &d = pass.axis[0], &h = pass.axis[1], &w = pass.axis[2];
     const int pw = m % w.count, ph = m / w.count % h.count;
     const int pd = m / w.count / h.count % d.count, n = m / w.count / h.count / d.count;
@@ -139,7 +141,7 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
     table.target[i] = none ? -1 : target;
   }
 
-  __device__ void locate_tap(const GemmPass& pass, int i) {
+  __device__ void locate_tap(const GemmPass<T>& pass, int i) {
     const auto &d = pass.axis[0], &h = pass.axis[1], &w = pass.axis[2];
     Place t = {i / w.taps / h.taps * d.tap_step, i / w.taps % h.taps * h.tap_step,
                i % w.taps * w.tap_step, 0};
@@ -147,16 +149,16 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
     table.tap[i] = t;
   }
 
-  __device__ const GemmPass& pass() const { return p.pass[table.block.pass]; }
+  __device__ const GemmPass<T>& pass() const { return p.pass[table.block.pass]; }
 
   __device__ bool any() const { return table.block.row < pass().rows; }
   __device__ int tiles() const { return table.block.end_tile - table.block.first_tile; }
   __device__ Loader loader_a() const { return Loader(p, table); }
   __device__ auto loader_b() const {
     const Block& b = table.block;
-    return DenseLoader<Major::kK, Tile::kN, Tile::kThreads, kChunk>(
+    return DenseLoader<T, Major::kK, Tile::kN, Tile::kThreads, kChunk>(
         pass().w + int64_t{b.group} * p.dst_c * pass().k, pass().k, b.column, p.dst_c,
-        int64_t{b.first_tile} * kTileK, pass().k);
+        int64_t{b.first_tile} * kTileK<T>, pass().k);
   }
 
   __device__ bool holds(int i, int j) const {
@@ -178,12 +180,12 @@ struct ConvGemm<TileT, kMathT, kChunk>::Work {
 
   __device__ float plain(int i, int j) const {
     const Block& b = table.block;
-    const GemmPass& pass = this->pass();
+    const GemmPass<T>& pass = this->pass();
     const Place o = table.origin[i];
     const float* w = pass.w + (int64_t{b.group} * p.dst_c + b.column + j) * pass.k;
-    const int last = b.end_tile * kTileK < pass.k ? b.end_tile * kTileK : pass.k;
+    const int last = b.end_tile * kTileK<T> < pass.k ? b.end_tile * kTileK<T> : pass.k;
     float sum = 0;
-    for (int k = b.first_tile * kTileK; k < last && sum == sum; ++k) {
+    for (int k = b.first_tile * kTileK<T>; k < last && sum == sum; ++k) {
       const Place t = table.tap[k / p.src_c];
       const int64_t pixel = o.pixel + t.pixel;
       const bool inside = pass.holds(o.d + t.d, o.h + t.h, o.w + t.w);

@@ -33,16 +33,17 @@ struct GemmPlan {
   int64_t tile_m, tile_n;
   SlicePlan cut;
 };
+template <class T>
 GemmPlan plan_gemm(const GemmShape& s) {
   const auto blocks = [&](int64_t tile_m, int64_t tile_n) {
     return s.batch * ceil_div(s.m, tile_m) * ceil_div(s.n, tile_n);
   };
-  // 128 x 128 with the rows of both operands contiguous is short of registers.
-  const int64_t wide = s.trans_a && !s.trans_b ? 64 : 128;
+  // 128 x 128 with the rows of both float32 operands contiguous is short of registers.
+  const int64_t wide = sizeof(T) == sizeof(float) && s.trans_a && !s.trans_b ? 64 : 128;
   const bool large = blocks(128, wide) >= kWave / 2;
   GemmPlan plan{large ? 128 : 64, large ? wide : 64, {}};
   plan.cut =
-      plan_slices(blocks(plan.tile_m, plan.tile_n), ceil_div(s.k, kTileK), s.batch * s.m * s.n);
+      plan_slices(blocks(plan.tile_m, plan.tile_n), ceil_div(s.k, kTileK<T>), s.batch * s.m * s.n);
   return plan;
 }
 
@@ -55,83 +56,162 @@ GemmShape merged(GemmShape s) {
   return s;
 }
 
-// Whether the tiles' counters suffice, and there is anything to multiply.
+// Whether the tiles' counters suffice, and there is anything to multiply. There are no tiles of 16
+// bits for both operands transposed, which nothing asks for.
 template <class T>
 bool in_tiles(const GemmShape& s) {
   constexpr int64_t kLimit = int64_t{1} << 30;
-  return sizeof(T) == sizeof(float) && s.m * s.n * s.k > 0 && s.m < kLimit && s.n < kLimit &&
-         s.k < kLimit && s.batch < 65536 && ceil_div(s.m, 64) * ceil_div(s.n, 64) < kLimit;
+  const bool typed = sizeof(T) == sizeof(float) || (sizeof(T) == 2 && !(s.trans_a && s.trans_b));
+  return typed && s.m * s.n * s.k > 0 && s.m < kLimit && s.n < kLimit && s.k < kLimit &&
+         s.batch < 65536 && ceil_div(s.m, 64) * ceil_div(s.n, 64) < kLimit;
 }
 
-template <class Tile, Math kMath, Major kMajorA, Major kMajorB, int kChunk>
-void run_tiles(const Exec& exec, const GemmShape& s, const SlicePlan& cut, const float* a,
-               const float* b, const Epilogue<float>& epilogue, float* c) {
-  float* partial = cut.slices > 1 ? static_cast<float*>(exec.workspace) : nullptr;
+// An operand's matrices, `count` of them one after another or one for all, as they lie: `lines` of
+// `length` elements. With whole chunks, lines are `pitch` apart.
+template <class T>
+struct GemmOperand {
+  int64_t count, lines, length, pitch;
+
+  static constexpr GemmOperand make(int64_t batch, int64_t stride, int64_t lines, int64_t length) {
+    return {stride == 0 ? 1 : batch, lines, length,
+            sizeof(T) == 2 ? ceil_div(length, 8) * 8 : length};
+  }
+  static constexpr GemmOperand a(const GemmShape& s) {
+    return make(s.batch, s.stride_a, s.trans_a ? s.k : s.m, s.trans_a ? s.m : s.k);
+  }
+  static constexpr GemmOperand b(const GemmShape& s) {
+    return make(s.batch, s.stride_b, s.trans_b ? s.n : s.k, s.trans_b ? s.k : s.n);
+  }
+  constexpr int64_t bytes() const {  // of its padded copy
+    return pitch == length ? 0 : part_bytes<T>(count * lines * pitch);
+  }
+  constexpr int64_t stride() const { return count > 1 ? lines * pitch : 0; }
+
+  // The operand with whole chunks: a copy at `room`, or data itself.
+  const T* pad(const Exec& exec, const T* data, char* room) const {
+    if (pitch == length) return data;
+    T* to = reinterpret_cast<T*>(room);
+    pad_rows(exec, count * lines, length, pitch, data, to);
+    return to;
+  }
+};
+
+template <class T>
+struct GemmArgs {
+  const GemmShape& s;
+  const GemmPlan& plan;
+  GemmOperand<T> shape_a, shape_b;
+  const T *a, *b;
+  const Epilogue<T>& epilogue;
+  float* partial;
+  T* c;
+};
+
+template <class T, class Tile, Math kMath, Major kMajorA, Major kMajorB, int kChunk>
+void run_tiles(const Exec& exec, const GemmArgs<T>& args) {
+  const GemmShape& s = args.s;
+  const SlicePlan& cut = args.plan.cut;
+  float* partial = cut.slices > 1 ? args.partial : nullptr;
   const int64_t tiles_n = ceil_div(s.n, Tile::kN);
-  const DenseGemm<Tile, kMath, kMajorA, kMajorB, kChunk> gemm = {a,
-                                                                 b,
-                                                                 c,
-                                                                 epilogue,
-                                                                 partial,
-                                                                 int(s.m),
-                                                                 int(s.n),
-                                                                 int(s.k),
-                                                                 int(s.batch),
-                                                                 s.stride_a,
-                                                                 s.stride_b,
-                                                                 int(tiles_n),
-                                                                 int(cut.slices),
-                                                                 int(cut.tiles_per_slice)};
+  const DenseGemm<T, Tile, kMath, kMajorA, kMajorB, kChunk> gemm = {args.a,
+                                                                    args.b,
+                                                                    args.c,
+                                                                    args.epilogue,
+                                                                    partial,
+                                                                    int(s.m),
+                                                                    int(s.n),
+                                                                    int(s.k),
+                                                                    int(s.batch),
+                                                                    int(args.shape_a.pitch),
+                                                                    int(args.shape_b.pitch),
+                                                                    args.shape_a.stride(),
+                                                                    args.shape_b.stride(),
+                                                                    int(tiles_n),
+                                                                    int(cut.slices),
+                                                                    int(cut.tiles_per_slice)};
   launch_gemm(
       exec,
       dim3(unsigned(ceil_div(s.m, Tile::kM) * tiles_n), unsigned(cut.slices), unsigned(s.batch)),
       gemm);
-  if (partial) finish_slices(exec, cut.slices, s.batch * s.m, s.n, partial, epilogue, c);
+  if (partial) finish_slices(exec, cut.slices, s.batch * s.m, s.n, partial, args.epilogue, args.c);
 }
 
 template <Math kMath, Major kMajorA, Major kMajorB>
-void run_major(const Exec& exec, const GemmShape& s, const float* a, const float* b,
-               const Epilogue<float>& epilogue, float* c) {
-  const GemmPlan plan = plan_gemm(s);
-  const bool aligned = is_aligned(a) && is_aligned(b) && s.stride_a % 4 == 0 &&
-                       s.stride_b % 4 == 0 && (kMajorA == Major::kK ? s.k : s.m) % 4 == 0 &&
-                       (kMajorB == Major::kK ? s.k : s.n) % 4 == 0;
+void run_major(const Exec& exec, const GemmArgs<float>& args) {
+  const bool aligned = is_aligned(args.a) && is_aligned(args.b) && args.shape_a.pitch % 4 == 0 &&
+                       args.shape_b.pitch % 4 == 0;
   constexpr int kWide = kMajorA == Major::kRows && kMajorB == Major::kRows ? 64 : 128;
   using Large = Tile<128, kWide, 64, 32, kWide == 64 ? 4 : 3, 2>;
   using Small = Tile<64, 64, 32, 32, 4, 2>;
-  const auto run = !aligned             ? run_tiles<Small, kMath, kMajorA, kMajorB, 1>
-                   : plan.tile_m == 128 ? run_tiles<Large, kMath, kMajorA, kMajorB, 4>
-                                        : run_tiles<Small, kMath, kMajorA, kMajorB, 4>;
-  run(exec, s, plan.cut, a, b, epilogue, c);
+  const auto run = !aligned                  ? run_tiles<float, Small, kMath, kMajorA, kMajorB, 1>
+                   : args.plan.tile_m == 128 ? run_tiles<float, Large, kMath, kMajorA, kMajorB, 4>
+                                             : run_tiles<float, Small, kMath, kMajorA, kMajorB, 4>;
+  run(exec, args);
 }
-
 template <Math kMath>
-void run_math(const Exec& exec, const GemmShape& s, const float* a, const float* b,
-              const Epilogue<float>& epilogue, float* c) {
+void run_math(const Exec& exec, const GemmArgs<float>& args) {
   constexpr Major kK = Major::kK, kRows = Major::kRows;
+  const GemmShape& s = args.s;
   const auto run = s.trans_a
                        ? (s.trans_b ? run_major<kMath, kRows, kK> : run_major<kMath, kRows, kRows>)
                        : (s.trans_b ? run_major<kMath, kK, kK> : run_major<kMath, kK, kRows>);
-  run(exec, s, a, b, epilogue, c);
+  run(exec, args);
+}
+
+template <class T, Major kMajorA, Major kMajorB>
+void run_major_16(const Exec& exec, const GemmArgs<T>& args) {
+  args.plan.tile_m == 128
+      ? run_tiles<T, Tile<128, 128, 64, 64, 3, 2>, Math::k16, kMajorA, kMajorB, 8>(exec, args)
+      : run_tiles<T, Tile<64, 64, 32, 32, 4, 2>, Math::k16, kMajorA, kMajorB, 8>(exec, args);
+}
+template <class T>
+void run_16(const Exec& exec, const GemmArgs<T>& args) {
+  constexpr Major kK = Major::kK, kRows = Major::kRows;
+  const GemmShape& s = args.s;
+  const auto run = s.trans_a   ? run_major_16<T, kRows, kRows>
+                   : s.trans_b ? run_major_16<T, kK, kK>
+                               : run_major_16<T, kK, kRows>;
+  run(exec, args);
 }
 
 // ---- the ops ----
 
+// The workspace: partial sums, a and b with whole chunks; each may be missing.
+template <class T>
+int64_t partial_bytes(const GemmShape& s, const GemmPlan& plan) {
+  return plan.cut.slices > 1 ? part_bytes<float>(plan.cut.slices * s.batch * s.m * s.n) : 0;
+}
 template <class T>
 int64_t gemm_workspace(const GemmShape& shape, int) {
   const GemmShape s = merged(shape);
-  const int64_t slices = in_tiles<T>(s) ? plan_gemm(s).cut.slices : 1;
-  return slices > 1 ? slices * s.batch * s.m * s.n * int64_t(sizeof(T)) : 0;
+  if (!in_tiles<T>(s)) return 0;
+  return partial_bytes<T>(s, plan_gemm<T>(s)) + GemmOperand<T>::a(s).bytes() +
+         GemmOperand<T>::b(s).bytes();
+}
+
+template <class T>
+void gemm_tiles(const Exec& exec, const GemmShape& s, const T* a, const T* b,
+                const Epilogue<T>& epilogue, T* c) {
+  const GemmPlan plan = plan_gemm<T>(s);
+  const auto shape_a = GemmOperand<T>::a(s), shape_b = GemmOperand<T>::b(s);
+  char* room = static_cast<char*>(exec.workspace);
+  float* partial = reinterpret_cast<float*>(room);
+  room += partial_bytes<T>(s, plan);
+  a = shape_a.pad(exec, a, room);
+  b = shape_b.pad(exec, b, room + shape_a.bytes());
+  const GemmArgs<T> args = {s, plan, shape_a, shape_b, a, b, epilogue, partial, c};
+  if constexpr (sizeof(T) == 2)
+    run_16(exec, args);
+  else
+    s.tf32 ? run_math<Math::kTf32>(exec, args) : run_math<Math::kTf32x3>(exec, args);
 }
 
 template <class T>
 void gemm(const Exec& exec, const GemmShape& shape, const T* a, const T* b,
           const Epilogue<T>& epilogue, T* c) {
   const GemmShape s = merged(shape);
-  if constexpr (sizeof(T) == sizeof(float))
-    if (in_tiles<T>(s))
-      return s.tf32 ? run_math<Math::kTf32>(exec, s, a, b, epilogue, c)
-                    : run_math<Math::kTf32x3>(exec, s, a, b, epilogue, c);
+  if constexpr (sizeof(T) <= sizeof(float))
+    if (in_tiles<T>(s)) return gemm_tiles(exec, s, a, b, epilogue, c);
   gemm_direct(exec, s, a, b, epilogue, c);
 }
 

@@ -6,17 +6,19 @@
 namespace convgrad::cuda {
 namespace {
 
-template <class TileT, Math kMathT, Major kMajorAT, Major kMajorBT, int kChunk>
+template <class T, class TileT, Math kMathT, Major kMajorAT, Major kMajorBT, int kChunk>
 struct DenseGemm {
+  using Element = T;
   using Tile = TileT;
   static constexpr Math kMath = kMathT;
   static constexpr Major kMajorA = kMajorAT, kMajorB = kMajorBT;
 
-  const float *a, *b;
-  float* c;
-  Epilogue<float> epilogue;
+  const T *a, *b;
+  T* c;
+  Epilogue<T> epilogue;
   float* partial;  // (slices, batch, m, n), where K is cut into slices; else null
   int m, n, k, batch;
+  int pitch_a, pitch_b;  // elements from line to line, padded
   int64_t stride_a, stride_b;
   int tiles_n, slices, tiles_per_slice;
 
@@ -29,7 +31,8 @@ struct DenseGemm {
     Table& table;
 
     __device__ Work(const DenseGemm& p, Table& table) : p(p), table(table) {
-      const int tiles = (p.k + kTileK - 1) / kTileK, first = int(blockIdx.y) * p.tiles_per_slice;
+      const int tiles = (p.k + kTileK<T> - 1) / kTileK<T>,
+                first = int(blockIdx.y) * p.tiles_per_slice;
       if (threadIdx.x == 0)
         table.block = {0,
                        int(blockIdx.z),
@@ -45,15 +48,15 @@ struct DenseGemm {
     __device__ int tiles() const { return table.block.end_tile - table.block.first_tile; }
     __device__ auto loader_a() const {
       const Block& b = table.block;
-      return DenseLoader<kMajorA, Tile::kM, Tile::kThreads, kChunk>(
-          p.a + b.group * p.stride_a, kMajorA == Major::kK ? p.k : p.m, b.row, p.m,
-          int64_t{b.first_tile} * kTileK, p.k);
+      return DenseLoader<T, kMajorA, Tile::kM, Tile::kThreads, kChunk>(
+          p.a + b.group * p.stride_a, p.pitch_a, b.row, p.m, int64_t{b.first_tile} * kTileK<T>,
+          p.k);
     }
     __device__ auto loader_b() const {
       const Block& b = table.block;
-      return DenseLoader<kMajorB, Tile::kN, Tile::kThreads, kChunk>(
-          p.b + b.group * p.stride_b, kMajorB == Major::kK ? p.k : p.n, b.column, p.n,
-          int64_t{b.first_tile} * kTileK, p.k);
+      return DenseLoader<T, kMajorB, Tile::kN, Tile::kThreads, kChunk>(
+          p.b + b.group * p.stride_b, p.pitch_b, b.column, p.n, int64_t{b.first_tile} * kTileK<T>,
+          p.k);
     }
 
     __device__ bool holds(int i, int j) const {
@@ -77,11 +80,11 @@ struct DenseGemm {
       const int64_t row = at.row + i, column = at.column + j;
       const float* a = p.a + at.group * p.stride_a;
       const float* b = p.b + at.group * p.stride_b;
-      const int last = at.end_tile * kTileK < p.k ? at.end_tile * kTileK : p.k;
+      const int last = at.end_tile * kTileK<T> < p.k ? at.end_tile * kTileK<T> : p.k;
       float sum = 0;
-      for (int64_t k = at.first_tile * kTileK; k < last && sum == sum; ++k)
-        sum += a[kMajorA == Major::kK ? row * p.k + k : k * p.m + row] *
-               b[kMajorB == Major::kK ? column * p.k + k : k * p.n + column];
+      for (int64_t k = at.first_tile * kTileK<T>; k < last && sum == sum; ++k)
+        sum += a[kMajorA == Major::kK ? row * p.pitch_a + k : k * p.pitch_a + row] *
+               b[kMajorB == Major::kK ? column * p.pitch_b + k : k * p.pitch_b + column];
       return sum;
     }
   };

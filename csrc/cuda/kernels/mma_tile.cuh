@@ -1,40 +1,53 @@
-// Matrix products C (M, N) = A (M, K) B (N, K)' of float32 in tiles: the main loop under
-// convolution (conv_gemm.cuh), its weight gradient (conv_weight_gemm.cuh) and gemm
+// Matrix products C (M, N) = A (M, K) B (N, K)' of float32, bfloat16 or float16 in tiles: the main
+// loop under convolution (conv_gemm.cuh), its weight gradient (conv_weight_gemm.cuh) and gemm
 // (linear_gemm.cuh), which differ only in how they fetch their operands and write their results.
 //
 // Tiles. A block of threads computes a Tile of kM x kN elements of C, each of its warps one of
-// kWarpM x kWarpN, from slices of 32 columns of A and B ("k-tiles") in shared memory.
+// kWarpM x kWarpN, from slices of 128 bytes' columns of A and B ("k-tiles") in shared memory: 32 of
+// float32, 64 of 16 bits.
 //
 // Pipeline. kStages slices of shared memory: while the warps multiply k-tile t, the asynchronous
 // copies of t + 1 ... t + kStages - 1 are under way. One barrier per k-tile: after it, everything
 // of t has arrived for every thread, and no thread still reads t - 1, whose slice is filled next.
 //
 // Slices in shared memory. Where an operand lies with its K axis contiguous (Major::kK), a slice is
-// rows of 32 floats, eight chunks of 16 bytes, chunk c of row r being stored as chunk c ^ (r % 8):
+// rows of 128 bytes, eight chunks of 16 bytes, chunk c of row r being stored as chunk c ^ (r % 8):
 // then both the copies (a row's eight chunks by eight lanes) and ldmatrix (a chunk of eight rows)
-// touch every bank once. Where its rows are contiguous (Major::kRows), a slice is 32 lines of rows,
-// element (k, r) of a line being stored at r ^ (8 (k % 4)): the four lines and eight rows of a
-// fragment lie in 32 banks.
+// touch every bank once. Where its rows are contiguous (Major::kRows), a slice is lines of rows,
+// one per k. float32: element (k, r) of a line is stored at r ^ (8 (k % 4)): the four lines and
+// eight rows of a fragment lie in 32 banks. 16 bits: chunk c of line k is stored so that the chunks
+// c of eight lines, which ldmatrix reads together, lie in different banks.
 //
-// Lanes. ptx.cuh has the fragments of mma.m16n8k8. Its A and B fragments, 32-bit elements, are what
-// ldmatrix gives of 8 x 4 floats seen as 8 x 8 halves; slices with contiguous rows are read element
-// by element.
+// Lanes. ptx.cuh has the fragments of mma.m16n8k8 and m16n8k16. The A and B fragments of the
+// former, 32-bit elements, are what ldmatrix gives of 8 x 4 floats seen as 8 x 8 halves; its slices
+// with contiguous rows are read element by element. Those of 16 bits are transposed by ldmatrix.
 //
-// Math. kTf32x3 is float32 arithmetic: x = big + small with big = tf32(x), small = tf32(x - big),
-// and a b = big big + big small + small big, but for some 2^-23 of it. The tensor cores round their
-// sums towards zero, so they add eight terms only; these sums are added in plain float32. kTf32 is
-// big big alone, summed by the tensor cores. kFma uses no tensor core: one thread 8 x 8 elements.
+// Math. k16 multiplies 16-bit numbers, exactly, and leaves the sums to the tensor cores, in
+// float32; what is done to the sum is done in float32 too, and it is rounded once. kTf32x3 is
+// float32 arithmetic: x = big + small with big = tf32(x), small = tf32(x - big), and a b = big big
+// + big small + small big, but for some 2^-23 of it. The tensor cores round their sums towards
+// zero, so they add eight terms only; these sums are added in plain float32. kTf32 is big big
+// alone, summed by the tensor cores. kFma uses no tensor core: one thread 8 x 8 elements.
 #pragma once
+#include <type_traits>
+
 #include "cuda/kernels/finish.cuh"
 #include "cuda/ptx.cuh"
 
 namespace convgrad::cuda {
 namespace {
 
-enum class Math { kTf32x3, kTf32, kFma };
+enum class Math { kTf32x3, kTf32, kFma, k16 };
 enum class Major { kK, kRows };
 
-constexpr int kTileK = 32;  // floats: 128 bytes, every bank once
+template <class T>
+constexpr int kTileK = 128 / int(sizeof(T));  // every bank once
+// Elements of a whole chunk, 16 bytes.
+template <class T>
+constexpr int kWhole = 16 / int(sizeof(T));
+// Columns of K that one mma multiplies.
+template <class T>
+constexpr int kStepK = 32 / int(sizeof(T));
 // Terms that kFma, which has one accumulator per element, may sum in one run.
 constexpr int64_t kMostFmaTerms = 4096;
 // Channels of a convolution's group for tiles to be worth it.
@@ -48,45 +61,55 @@ struct Tile {
 };
 
 // One operand's slice of `kRows` rows.
-template <Major kMajor, int kRows>
+template <class T, Major kMajor, int kRows>
 struct alignas(128) Slice {
-  float v[kRows * kTileK];
+  T v[kRows * kTileK<T>];
 
   static __device__ unsigned at(unsigned row, unsigned k) {
-    if constexpr (kMajor == Major::kK)
-      return row * kTileK + ((k / 4 ^ row % 8) * 4 + k % 4);
-    else
+    constexpr unsigned kChunk = kWhole<T>;
+    if constexpr (kMajor == Major::kK) {
+      return row * kTileK<T> + ((k / kChunk ^ row % 8) * kChunk + k % kChunk);
+    } else if constexpr (sizeof(T) == sizeof(float)) {
       return k * kRows + (row ^ k % 4 * 8);
+    } else {
+      constexpr unsigned kChunks = kRows / kChunk < 8 ? kRows / kChunk : 8;  // of 128 bytes' lines
+      return k * kRows + (row ^ k / (8 / kChunks) % kChunks * kChunk);
+    }
   }
 };
 
-// The A fragment of rows [row, row + 16) and columns [k, k + 8).
-template <Major kMajor, int kRows>
-__device__ void load_fragment_a(const Slice<kMajor, kRows>& s, int row, int k, uint32_t (&a)[4]) {
+// Four 8 x 8 (float32: 8 x 4) matrices of a slice: number i holds the rows from row + 8 (i / 2) and
+// the columns from k + step (i % 2), or the other way round where `rows_first`.
+template <bool kRowsFirst, class T, Major kMajor, int kRows>
+__device__ void load_matrices(const Slice<T, kMajor, kRows>& s, int row, int k, uint32_t (&v)[4]) {
+  constexpr int kHalf = kStepK<T> / 2;
   const unsigned lane = threadIdx.x % kWarp;
-  if constexpr (kMajor == Major::kK) {
-    const unsigned matrix = lane / 8;
-    load_matrix_x4(a, &s.v[s.at(row + matrix % 2 * 8 + lane % 8, k + matrix / 2 * 4)]);
-  } else {
+  if constexpr (kMajor == Major::kRows && sizeof(T) == sizeof(float)) {
     const unsigned group = lane / 4, member = lane % 4;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      a[i] = __float_as_uint(s.v[s.at(row + group + i % 2 * 8, k + member + i / 2 * 4)]);
+    for (int i = 0; i < 4; ++i) {
+      const int down = kRowsFirst ? i % 2 : i / 2, right = kRowsFirst ? i / 2 : i % 2;
+      v[i] = __float_as_uint(s.v[s.at(row + group + down * 8, k + member + right * kHalf)]);
+    }
+  } else {
+    const unsigned matrix = lane / 8;
+    const unsigned down = kRowsFirst ? matrix % 2 : matrix / 2;
+    const unsigned right = kRowsFirst ? matrix / 2 : matrix % 2;
+    if constexpr (kMajor == Major::kK)
+      load_matrix_x4(v, &s.v[s.at(row + down * 8 + lane % 8, k + right * kHalf)]);
+    else
+      load_matrix_x4_transposed(v, &s.v[s.at(row + down * 8, k + right * kHalf + lane % 8)]);
   }
 }
-// The B fragments of rows [row, row + 8) and [row + 8, row + 16) and columns [k, k + 8).
-template <Major kMajor, int kRows>
-__device__ void load_fragments_b(const Slice<kMajor, kRows>& s, int row, int k, uint32_t (&b)[4]) {
-  const unsigned lane = threadIdx.x % kWarp;
-  if constexpr (kMajor == Major::kK) {
-    const unsigned matrix = lane / 8;
-    load_matrix_x4(b, &s.v[s.at(row + matrix / 2 * 8 + lane % 8, k + matrix % 2 * 4)]);
-  } else {
-    const unsigned group = lane / 4, member = lane % 4;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      b[i] = __float_as_uint(s.v[s.at(row + i / 2 * 8 + group, k + member + i % 2 * 4)]);
-  }
+// The A fragment of rows [row, row + 16) and columns [k, k + kStepK).
+template <class S>
+__device__ void load_fragment_a(const S& s, int row, int k, uint32_t (&a)[4]) {
+  load_matrices<true>(s, row, k, a);
+}
+// The B fragments of rows [row, row + 8) and [row + 8, row + 16) and columns [k, k + kStepK).
+template <class S>
+__device__ void load_fragments_b(const S& s, int row, int k, uint32_t (&b)[4]) {
+  load_matrices<false>(s, row, k, b);
 }
 
 // bits = big + small: big is rounded to TF32's 11 bits, of the 12 that are left the tensor cores
@@ -98,10 +121,21 @@ __device__ inline void split_tf32(uint32_t bits, uint32_t& big, uint32_t& small)
   small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(big));
 }
 
+// The product of two numbers' bits, added by the tensor cores.
+template <class T>
+__device__ void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    mma_bf16(d, a, b);
+  else
+    mma_f16(d, a, b);
+}
+
 // The part of C that a thread holds: multiply() adds the product of two slices, write() puts it
 // into the tile c (kM, kPitch).
-template <class Tile, Math kMath, Major kMajorA, Major kMajorB>
+template <class T, class Tile, Math kMath, Major kMajorA, Major kMajorB>
 struct Accumulators {
+  using SliceA = Slice<T, kMajorA, Tile::kM>;
+  using SliceB = Slice<T, kMajorB, Tile::kN>;
   static constexpr int kTilesM = Tile::kWarpM / 16, kTilesN = Tile::kWarpN / 8;
   static constexpr int kWarpsN = Tile::kN / Tile::kWarpN;
   float v[kTilesM][kTilesN][4] = {};
@@ -109,13 +143,35 @@ struct Accumulators {
   static __device__ int first_row() { return int(threadIdx.x / kWarp / kWarpsN * Tile::kWarpM); }
   static __device__ int first_column() { return int(threadIdx.x / kWarp % kWarpsN * Tile::kWarpN); }
 
-  __device__ void multiply(const Slice<kMajorA, Tile::kM>& a, const Slice<kMajorB, Tile::kN>& b) {
+  __device__ void multiply(const SliceA& a, const SliceB& b) {
+    if constexpr (kMath == Math::k16) {
+#pragma unroll
+      for (int k = 0; k < kTileK<T>; k += kStepK<T>) multiply_16(a, b, k);
+    } else {
 #pragma unroll 1  // unrolled, it runs out of registers
-    for (int k = 0; k < kTileK; k += 8) multiply_step(a, b, k);
+      for (int k = 0; k < kTileK<T>; k += kStepK<T>) multiply_32(a, b, k);
+    }
   }
 
-  __device__ void multiply_step(const Slice<kMajorA, Tile::kM>& a,
-                                const Slice<kMajorB, Tile::kN>& b, int k) {
+  __device__ void multiply_16(const SliceA& a, const SliceB& b, int k) {
+    uint32_t own_b[kTilesN][2];
+#pragma unroll
+    for (int j = 0; j < kTilesN; j += 2) {
+      uint32_t pair[4];
+      load_fragments_b(b, first_column() + j * 8, k, pair);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) own_b[j + i / 2][i % 2] = pair[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+      uint32_t own_a[4];
+      load_fragment_a(a, first_row() + i * 16, k, own_a);
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) mma_16<T>(v[i][j], own_a, own_b[j]);
+    }
+  }
+
+  __device__ void multiply_32(const SliceA& a, const SliceB& b, int k) {
     constexpr bool kExact = kMath == Math::kTf32x3;
     uint32_t b_big[kTilesN][2], b_small[kTilesN][2];
 #pragma unroll
@@ -174,7 +230,7 @@ struct Accumulators {
 // By plain multiply-adds: a warp is 8 x 4 lanes. With kK lane (i, j) has the rows i, i + 8, ...,
 // resp. columns j, j + 4, ...; with kRows runs of four: every read touches 8 or 4 different chunks.
 template <class Tile, Major kMajorA, Major kMajorB>
-struct Accumulators<Tile, Math::kFma, kMajorA, kMajorB> {
+struct Accumulators<float, Tile, Math::kFma, kMajorA, kMajorB> {
   static constexpr int kRows = Tile::kWarpM / 8, kColumns = Tile::kWarpN / 4;
   static constexpr int kWarpsN = Tile::kN / Tile::kWarpN;
   float v[kRows][kColumns] = {};
@@ -190,11 +246,12 @@ struct Accumulators<Tile, Math::kFma, kMajorA, kMajorB> {
     return first + (kMajorB == Major::kK ? lane + 4 * j : lane * 4 + j / 4 * 16 + j % 4);
   }
 
-  __device__ void multiply(const Slice<kMajorA, Tile::kM>& a, const Slice<kMajorB, Tile::kN>& b) {
+  __device__ void multiply(const Slice<float, kMajorA, Tile::kM>& a,
+                           const Slice<float, kMajorB, Tile::kN>& b) {
     static_assert(kMajorA == kMajorB);
     constexpr bool kAlongK = kMajorA == Major::kK;
 #pragma unroll 1
-    for (int k = 0; k < kTileK; k += kAlongK ? 4 : 1) {
+    for (int k = 0; k < kTileK<float>; k += kAlongK ? 4 : 1) {
       // y[j]: four columns of one k, or four k of one column.
       constexpr int kPacks = kAlongK ? kColumns : kColumns / 4;
       Pack<float, 4> y[kPacks];
@@ -227,21 +284,23 @@ struct Accumulators<Tile, Math::kFma, kMajorA, kMajorB> {
 
 // ---- fetching operands ----
 
-inline bool is_aligned(const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Which elements of a slice a thread copies: kCount chunks of kChunk elements (4: 16 bytes; 1: for
-// sizes or addresses that are no multiple of them). With kK they are one chunk of columns `line`
-// and rows `first`, first + kStep, ...; with kRows one chunk of rows `line` and columns first, ...
-template <Major kMajor, int kRows, int kThreads, int kChunk>
+// Which elements of a slice a thread copies: kCount chunks of kChunk elements, of 16 bytes or less.
+// float32 that is not in whole chunks, or begins elsewhere, is copied by single elements; 16-bit
+// operands are first laid out anew in whole chunks (padded()). With kK they are one chunk of
+// columns `line` and rows `first`, first + kStep, ...; with kRows one chunk of rows `line` and
+// columns first, ...
+template <class T, Major kMajor, int kRows, int kThreads, int kChunk>
 struct CopyMap {
-  static constexpr int kLine = (kMajor == Major::kK ? kTileK : kRows) / kChunk;
+  static constexpr int kLine = (kMajor == Major::kK ? kTileK<T> : kRows) / kChunk;
   static constexpr int kStep = kThreads / kLine;
-  static constexpr int kCount = kRows * kTileK / kChunk / kThreads;
-  static_assert(kThreads % kLine == 0 && kCount * kThreads * kChunk == kRows * kTileK);
+  static constexpr int kCount = kRows * kTileK<T> / kChunk / kThreads;
+  static_assert(kThreads % kLine == 0 && kCount * kThreads * kChunk == kRows * kTileK<T>);
   static __device__ unsigned line() { return threadIdx.x % kLine * kChunk; }
   static __device__ unsigned first() { return threadIdx.x / kLine; }
-  using SliceT = Slice<kMajor, kRows>;
-  static __device__ float* target(SliceT& s, int i) {
+  using SliceT = Slice<T, kMajor, kRows>;
+  static __device__ T* target(SliceT& s, int i) {
     const unsigned other = first() + unsigned(i * kStep);
     return &s.v[kMajor == Major::kK ? s.at(other, line()) : s.at(line(), other)];
   }
@@ -249,14 +308,14 @@ struct CopyMap {
 
 // A matrix in memory: element (row, k) is data[row * pitch + k], or data[k * pitch + row] with
 // kRows. k counts from 0 at the first k-tile to be copied.
-template <Major kMajor, int kRows, int kThreads, int kChunk>
+template <class T, Major kMajor, int kRows, int kThreads, int kChunk>
 struct DenseLoader {
-  using Map = CopyMap<kMajor, kRows, kThreads, kChunk>;
-  const float* at;   // the thread's first chunk
+  using Map = CopyMap<T, kMajor, kRows, kThreads, kChunk>;
+  const T* at;       // the thread's first chunk
   const int& pitch;  // a kernel parameter, so it takes no register
   int rows, k;       // left, from the thread's first chunk on; of rows, resp. columns
 
-  __device__ DenseLoader(const float* data, const int& pitch, int64_t row, int64_t row_count,
+  __device__ DenseLoader(const T* data, const int& pitch, int64_t row, int64_t row_count,
                          int64_t first_k, int64_t end_k)
       : pitch(pitch) {
     const int64_t own_row = row + (kMajor == Major::kK ? Map::first() : Map::line());
@@ -267,23 +326,56 @@ struct DenseLoader {
   }
 
   // Begins to copy the next k-tile.
-  __device__ void load(Slice<kMajor, kRows>& s) {
+  __device__ void load(typename Map::SliceT& s) {
 #pragma unroll(kMajor == Major::kK ? 4 : 1)  // for registers
     for (int i = 0; i < Map::kCount; ++i) {
       const int own_rows = kMajor == Major::kK ? rows - i * Map::kStep : rows;
       const int own_k = kMajor == Major::kK ? k : k - i * Map::kStep;
       const bool valid = (own_rows > 0) & (own_k > 0);
-      copy_async<4 * kChunk>(Map::target(s, i), at + int64_t{i * Map::kStep} * pitch, valid);
+      copy_async<kChunk* int(sizeof(T))>(Map::target(s, i), at + int64_t{i * Map::kStep} * pitch,
+                                         valid);
     }
-    at += kMajor == Major::kK ? kTileK : int64_t{kTileK} * pitch;
-    k -= kTileK;
+    at += kMajor == Major::kK ? kTileK<T> : int64_t{kTileK<T>} * pitch;
+    k -= kTileK<T>;
   }
 };
 
 // Writes the first `count` elements, all at once where that is all of them and the address allows.
-__device__ inline void store_first(const Pack<float, 4>& v, int count, float* to) {
-  if (count >= 4 && reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0) return store_pack<4>(to, v);
-  for (int i = 0; i < 4 && i < count; ++i) to[i] = v[i];
+template <class T>
+__device__ void store_first(const Pack<float, 4>& v, int count, T* to) {
+  Pack<T, 4> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = T(v[i]);
+  if (count >= 4 && reinterpret_cast<uintptr_t>(to) % sizeof(out) == 0)
+    return store_pack<4>(to, out);
+  for (int i = 0; i < 4 && i < count; ++i) to[i] = out[i];
+}
+
+// ---- 16-bit operands in whole chunks ----
+
+// Asynchronous copies are of at least 4 bytes, so that 16-bit rows of other lengths than multiples
+// of 8 are first copied to such rows, the rest being zeros; of up to four elements, as in a first
+// layer, to rows of 4. A row of float32 stays as it is.
+template <class T>
+constexpr int64_t padded(int64_t c) {
+  return sizeof(T) != 2 ? c : c <= 4 ? 4 : ceil_div(c, 8) * 8;
+}
+// Bytes in the workspace, of which every part begins at a multiple of 64.
+template <class T>
+constexpr int64_t part_bytes(int64_t elements) {
+  return ceil_div(elements * int64_t(sizeof(T)), 64) * 64;
+}
+
+// to (rows, padded_c) = from (rows, c) and zeros; padded_c is a multiple of 4.
+template <class T>
+void pad_rows(const Exec& exec, int64_t rows, int64_t c, int64_t padded_c, const T* from, T* to) {
+  const int64_t packs = padded_c / 4;
+  for_each(exec, rows * packs, [=] __device__(int64_t i) {
+    const int64_t row = i / packs, first = i % packs * 4;
+    Pack<T, 4> v;
+    for (int e = 0; e < 4; ++e) v[e] = first + e < c ? from[row * c + first + e] : T(0);
+    store_pack<4>(to + i * 4, v);
+  });
 }
 
 // ---- slices of K, for products with few tiles: partial sums, added up in order ----
@@ -304,13 +396,14 @@ inline SlicePlan plan_slices(int64_t blocks, int64_t k_tiles, int64_t results) {
 }
 
 // out (rows, columns) = epilogue(the sum of partial (slices, rows, columns) over slices).
-inline void finish_slices(const Exec& exec, int64_t slices, int64_t rows, int64_t columns,
-                          const float* partial, const Epilogue<float>& epilogue, float* out) {
+template <class T>
+void finish_slices(const Exec& exec, int64_t slices, int64_t rows, int64_t columns,
+                   const float* partial, const Epilogue<T>& epilogue, T* out) {
   const int64_t size = rows * columns;
   for_each(exec, size, [=] __device__(int64_t i) {
     float sum = 0;
     for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * size + i];
-    out[i] = finish(epilogue, sum, i % columns, i);
+    out[i] = T(finish(epilogue, sum, i % columns, i));
   });
 }
 
@@ -319,8 +412,8 @@ inline void finish_slices(const Exec& exec, int64_t slices, int64_t rows, int64_
 template <class P>
 struct GemmShared {
   struct Stages {
-    Slice<P::kMajorA, P::Tile::kM> a[P::Tile::kStages];
-    Slice<P::kMajorB, P::Tile::kN> b[P::Tile::kStages];
+    Slice<typename P::Element, P::kMajorA, P::Tile::kM> a[P::Tile::kStages];
+    Slice<typename P::Element, P::kMajorB, P::Tile::kN> b[P::Tile::kStages];
   };
   // C's tile, on its way out. The pitch keeps rows of float2, and of float4, in different banks.
   static constexpr int kPitch = P::Tile::kN + 8;
@@ -365,8 +458,8 @@ struct Block {
   int first_tile, end_tile;  // of K
 };
 
-// Problem P: Tile, kMath, kMajorA, kMajorB, Table (its own shared memory), and Work, what one block
-// does of it:
+// Problem P: Element, Tile, kMath, kMajorA, kMajorB, Table (its own shared memory), and Work, what
+// one block does of it:
 //   any()                     whether the block's tile holds an element
 //   tiles()                   k-tiles to multiply
 //   loader_a(), loader_b()    load(slice): begin to copy the next k-tile
@@ -387,7 +480,7 @@ __device__ void run_block(const P& p) {
   auto& s = shared<GemmShared<P>>();
   typename P::Work work(p, s.table);
   if (!work.any()) return;
-  Accumulators<typename P::Tile, P::kMath, P::kMajorA, P::kMajorB> sums;
+  Accumulators<typename P::Element, typename P::Tile, P::kMath, P::kMajorA, P::kMajorB> sums;
   auto a = work.loader_a();
   auto b = work.loader_b();
   multiply_tiles(s.stages, work.tiles(), a, b, sums);
@@ -399,7 +492,7 @@ __device__ void run_block(const P& p) {
   for (int i = int(threadIdx.x); i < P::Tile::kM * kChunks; i += P::Tile::kThreads) {
     const int row = i / kChunks, column = i % kChunks * 4;
     if (!work.holds(row, column)) continue;
-    if (P::kMath == Math::kTf32x3) mend(work, row, column, &s.c[row][column]);
+    if constexpr (P::kMath == Math::kTf32x3) mend(work, row, column, &s.c[row][column]);
     work.store(row, column, load_pack<4>(&s.c[row][column]));
   }
 }

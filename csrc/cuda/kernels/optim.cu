@@ -87,6 +87,8 @@ void for_lists(int64_t count, const ParamRef<T>* params, const Fn& fn) {
 
 // ---- steps ----
 
+__device__ bool is_set(const double* skip) { return skip && *skip != 0; }
+
 template <class T>
 struct SgdRates {
   T lr, momentum, decay, old, fresh;
@@ -104,8 +106,9 @@ struct SgdRates {
 
 template <class T, int kMax>
 __global__ void __launch_bounds__(kThreads)
-    sgd_kernel(const __grid_constant__ ParamList<T, kMax> list, bool nesterov,
-               const double* hyper) {
+    sgd_kernel(const __grid_constant__ ParamList<T, kMax> list, bool nesterov, const double* hyper,
+               const double* skip) {
+  if (is_set(skip)) return;
   constexpr int N = kPack<T>;
   const Piece<T> piece(list);
   const ParamRef<T>& r = piece.param;
@@ -136,7 +139,7 @@ void sgd_step(const Exec& exec, int64_t count, const ParamRef<T>* params, bool n
               const double* hyper) {
   for_lists(count, params, [&](const auto& list, int64_t pieces, int64_t) {
     launch(exec, sgd_kernel<T, std::size(decltype(list.param){})>, dim3(unsigned(pieces)),
-           dim3(kThreads), 0, list, nesterov, hyper);
+           dim3(kThreads), 0, list, nesterov, hyper, exec.skip);
   });
 }
 
@@ -162,13 +165,16 @@ struct AdamRates {
 
 template <class T, int kMax>
 __global__ void __launch_bounds__(kThreads)
-    count_steps(const __grid_constant__ ParamList<T, kMax> list) {
+    count_steps(const __grid_constant__ ParamList<T, kMax> list, const double* skip) {
+  if (is_set(skip)) return;
   for (int i = int(threadIdx.x); i < list.count; i += kThreads) *list.param[i].step += 1;
 }
 
 template <class T, bool kAmsgrad, bool kDecoupled, int kMax>
 __global__ void __launch_bounds__(kThreads)
-    adam_kernel(const __grid_constant__ ParamList<T, kMax> list, const double* hyper) {
+    adam_kernel(const __grid_constant__ ParamList<T, kMax> list, const double* hyper,
+                const double* skip) {
+  if (is_set(skip)) return;
   constexpr int N = kPack<T>;
   using A = Acc<T>;
   AdamRates<A>& shared_rates = shared<AdamRates<A>>();
@@ -214,9 +220,9 @@ void adam_step(const Exec& exec, int64_t count, const ParamRef<T>* params, bool 
     constexpr decltype(&adam_kernel<T, false, false, kMax>) kKernels[2][2] = {
         {adam_kernel<T, false, false, kMax>, adam_kernel<T, false, true, kMax>},
         {adam_kernel<T, true, false, kMax>, adam_kernel<T, true, true, kMax>}};
-    launch(exec, count_steps<T, kMax>, dim3(1), dim3(kThreads), 0, list);
+    launch(exec, count_steps<T, kMax>, dim3(1), dim3(kThreads), 0, list, exec.skip);
     launch(exec, kKernels[amsgrad][decoupled], dim3(unsigned(pieces)), dim3(kThreads),
-           sizeof(AdamRates<Acc<T>>), list, hyper);
+           sizeof(AdamRates<Acc<T>>), list, hyper, exec.skip);
   });
 }
 

@@ -249,20 +249,28 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- which of them ----
 
-// fn(lanes, elements per lane) for rows of n <= kShortRow, as compile-time constants.
-template <class Fn>
+// fn(lanes, elements per lane) for rows of n <= kShortRow, as compile-time constants. More lanes or
+// elements than needed change no bit: types of 16 bits have fewer kernels.
+template <class T, class Fn>
 void with_row_lanes(int64_t n, const Fn& fn) {
-  if (n <= 1) return fn(Width<1>{}, Width<1>{});
-  if (n <= 2) return fn(Width<2>{}, Width<1>{});
-  if (n <= 4) return fn(Width<4>{}, Width<1>{});
-  if (n <= 8) return fn(Width<8>{}, Width<1>{});
-  if (n <= 16) return fn(Width<16>{}, Width<1>{});
-  if (n <= 32) return fn(Width<32>{}, Width<1>{});
-  if (n <= 64) return fn(Width<32>{}, Width<2>{});
-  if (n <= 128) return fn(Width<32>{}, Width<4>{});
-  if (n <= 256) return fn(Width<32>{}, Width<8>{});
-  if (n <= 512) return fn(Width<32>{}, Width<16>{});
-  fn(Width<32>{}, Width<32>{});
+  if constexpr (sizeof(T) == 2) {
+    if (n <= 8) return fn(Width<8>{}, Width<1>{});
+    if (n <= 32) return fn(Width<32>{}, Width<1>{});
+    if (n <= 128) return fn(Width<32>{}, Width<4>{});
+    fn(Width<32>{}, Width<32>{});
+  } else {
+    if (n <= 1) return fn(Width<1>{}, Width<1>{});
+    if (n <= 2) return fn(Width<2>{}, Width<1>{});
+    if (n <= 4) return fn(Width<4>{}, Width<1>{});
+    if (n <= 8) return fn(Width<8>{}, Width<1>{});
+    if (n <= 16) return fn(Width<16>{}, Width<1>{});
+    if (n <= 32) return fn(Width<32>{}, Width<1>{});
+    if (n <= 64) return fn(Width<32>{}, Width<2>{});
+    if (n <= 128) return fn(Width<32>{}, Width<4>{});
+    if (n <= 256) return fn(Width<32>{}, Width<8>{});
+    if (n <= 512) return fn(Width<32>{}, Width<16>{});
+    fn(Width<32>{}, Width<32>{});
+  }
 }
 inline dim3 row_grid(int64_t rows) { return dim3(unsigned(std::min(rows, kMaxBlocks))); }
 
@@ -278,7 +286,7 @@ void softmax_forward(const Exec& exec, bool log, int64_t outer, int64_t n, int64
     launch(exec, forward_long<T>, row_grid(outer), dim3(kThreads), sizeof(RowScratch<Acc<T>>), log,
            outer, n, x, y);
   } else {
-    with_row_lanes(n, [&](auto lanes, auto per) {
+    with_row_lanes<T>(n, [&](auto lanes, auto per) {
       constexpr int kLanes = decltype(lanes)::value;
       launch(exec, forward_short<T, kLanes, decltype(per)::value>,
              dim3(unsigned(ceil_div(outer * kLanes, kThreads))), dim3(kThreads), 0, log, outer,
@@ -299,7 +307,7 @@ void softmax_backward(const Exec& exec, bool log, int64_t outer, int64_t n, int6
     launch(exec, backward_long<T>, row_grid(outer), dim3(kThreads), sizeof(RowScratch<Acc<T>>), log,
            outer, n, y, dy, dx);
   } else {
-    with_row_lanes(n, [&](auto lanes, auto per) {
+    with_row_lanes<T>(n, [&](auto lanes, auto per) {
       constexpr int kLanes = decltype(lanes)::value;
       launch(exec, backward_short<T, kLanes, decltype(per)::value>,
              dim3(unsigned(ceil_div(outer * kLanes, kThreads))), dim3(kThreads), 0, log, outer,

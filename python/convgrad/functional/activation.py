@@ -9,6 +9,7 @@ import numpy as np
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
 from convgrad.deferred import Pending
+from convgrad.mixed_precision import in_float32, operands
 from convgrad.tensor import Tensor, array_of
 
 __all__ = [
@@ -149,6 +150,7 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
     return Unary.apply((input,), "mish")
 
 
+@in_float32
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + e^(beta x)) / beta, and x where beta x > threshold. ValueError if beta is 0."""
     if beta == 0:
@@ -222,7 +224,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
     He et al., 2015. ValueError if weight has another shape, TypeError if another dtype.
     """
-    return PReLU.apply((input, weight))
+    return PReLU.apply(operands("prelu", input, weight))
 
 
 class Maxout(Op):

@@ -7,6 +7,7 @@ from typing import Any
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
 from convgrad.functional.activation import relu_gradient
+from convgrad.mixed_precision import operands
 from convgrad.tensor import Tensor, array_of
 
 __all__ = [
@@ -118,7 +119,8 @@ def _conv(
     """conv1d, conv2d or conv3d, by the number of spatial axes; with ``relu``, max(0, .) of it."""
     if not isinstance(w, Tensor) or w.array.ndim != spatial + 2:
         raise _weight_error(f"conv{spatial}d", w, f"{spatial + 2} axes, (K, C / groups, ...)")
-    return Conv.apply((x, w, b), relu, stride, padding, dilation, groups)
+    inputs = operands(f"conv{spatial}d", x, w, b)
+    return Conv.apply(inputs, relu, stride, padding, dilation, groups)
 
 
 def conv1d(
@@ -188,7 +190,8 @@ def _conv_transpose(
     if not isinstance(w, Tensor) or w.array.ndim != spatial + 2:
         axes = f"{spatial + 2} axes, (C, K / groups, ...)"
         raise _weight_error(f"conv_transpose{spatial}d", w, axes)
-    return ConvTranspose.apply((x, w, b), relu, stride, padding, output_padding, groups, dilation)
+    inputs = operands(f"conv_transpose{spatial}d", x, w, b)
+    return ConvTranspose.apply(inputs, relu, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose1d(

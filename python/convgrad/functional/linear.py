@@ -7,6 +7,7 @@ from typing import Any
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, of
 from convgrad.functional.activation import relu_gradient
+from convgrad.mixed_precision import operands
 from convgrad.tensor import Tensor, array_of
 
 __all__ = ["linear", "matmul", "one_hot"]
@@ -46,12 +47,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     ValueError for shapes that do not fit, TypeError for dtypes that differ.
     """
-    return Linear.apply((input, weight, bias), False)
+    return Linear.apply(operands("linear", input, weight, bias), False)
 
 
 def _linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """relu(linear(input, weight, bias)), in one pass."""
-    return Linear.apply((input, weight, bias), True)
+    return Linear.apply(operands("linear", input, weight, bias), True)
 
 
 class MatMul(Op):
@@ -77,7 +78,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     the axis it was given is dropped from the result. ValueError for shapes that do not fit,
     TypeError for dtypes that differ.
     """
-    return MatMul.apply((a, b))
+    return MatMul.apply(operands("matmul", a, b))
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
+from convgrad.mixed_precision import operands
 from convgrad.tensor import Tensor
 
 __all__ = ["locally_connected1d", "locally_connected2d", "locally_connected3d"]
@@ -55,7 +56,8 @@ def _local(
             f"[locally_connected{spatial}d] weight must have {2 * spatial + 2} axes, "
             f"(K, C, *out, *kernel). Got shape {w.shape}."
         )
-    return LocallyConnected.apply((x, w, b), stride, padding, dilation)
+    inputs = operands(f"locally_connected{spatial}d", x, w, b)
+    return LocallyConnected.apply(inputs, stride, padding, dilation)
 
 
 def locally_connected1d(

@@ -7,6 +7,7 @@ from typing import Any
 from convgrad.autograd import Op
 from convgrad.backend import lib_of, of
 from convgrad.dtypes import FLOATS
+from convgrad.mixed_precision import in_float32
 from convgrad.tensor import Tensor, array_of
 
 __all__ = [
@@ -63,6 +64,7 @@ class CrossEntropy(Op):
         return dx, dtarget, None
 
 
+@in_float32
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -89,6 +91,7 @@ def cross_entropy(
     return CrossEntropy.apply((input, target, weight), op, *args)
 
 
+@in_float32
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -145,16 +148,19 @@ def _pointwise(
     )
 
 
+@in_float32
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """(input - target)^2, of equal shapes (else ValueError)."""
     return _pointwise("mse_loss", "squared", input, target, reduction)
 
 
+@in_float32
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """|input - target|, of equal shapes (else ValueError)."""
     return _pointwise("l1_loss", "absolute", input, target, reduction)
 
 
+@in_float32
 def smooth_l1_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
@@ -165,6 +171,7 @@ def smooth_l1_loss(
     return _pointwise("smooth_l1_loss", "smooth_l1", input, target, reduction, beta)
 
 
+@in_float32
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
 ) -> Tensor:
@@ -188,6 +195,7 @@ def _broadcast(op: str, name: str, weight: Tensor | None, input: Tensor) -> Tens
         ) from None
 
 
+@in_float32
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
@@ -200,6 +208,7 @@ def binary_cross_entropy(
     return Pointwise.apply((input, target, full, None), op, "bce", reduction, 0.0)
 
 
+@in_float32
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -219,16 +228,19 @@ def binary_cross_entropy_with_logits(
     return Pointwise.apply((input, target, *weights), op, "bce_logits", reduction, 0.0)
 
 
+@in_float32
 def soft_margin_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """log(1 + exp(-t y)), t in {-1, 1}."""
     return _pointwise("soft_margin_loss", "soft_margin", input, target, reduction)
 
 
+@in_float32
 def hinge_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """max(0, 1 - t y), t in {-1, 1} (the lecture's; not in PyTorch)."""
     return _pointwise("hinge_loss", "margin", input, target, reduction, 1.0)
 
 
+@in_float32
 def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
@@ -266,6 +278,7 @@ class MarginRanking(Pointwise):
         return dx if need_1 else None, opposite, dtarget
 
 
+@in_float32
 def margin_ranking_loss(
     input1: Tensor,
     input2: Tensor,
@@ -297,6 +310,7 @@ class MultiMargin(Op):
         return lib_of(dy).multi_margin_backward(dy, *self.saved, *self.args), None, None
 
 
+@in_float32
 def multi_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -330,6 +344,7 @@ class Dice(Op):
         return lib_of(dy).dice_backward(dy, *self.saved), None
 
 
+@in_float32
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     """1 - mean over n, c of (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), sums over positions
     (Milletari et al. 2016, with probabilities to the first power).

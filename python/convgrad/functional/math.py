@@ -18,6 +18,7 @@ from convgrad.backend import CPU, Backend, convert_float, host, is_array, lib_of
 from convgrad.deferred import Pending
 from convgrad.dtypes import FLOATS, is_half
 from convgrad.functional.activation import Unary
+from convgrad.mixed_precision import in_float32
 from convgrad.tensor import Deferred, Tensor
 
 __all__ = [
@@ -294,6 +295,8 @@ class Move(Op):
 
 class Cast(Op):
     """x in another type; the gradient comes back in x's."""
+
+    fresh = True
 
     def forward(self, x: Array, dtype: Any) -> Array:
         self.dtype = x.dtype
@@ -576,6 +579,7 @@ def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.array.dtype.kind in FLOATS
 
 
+@in_float32
 @widened
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent, broadcast; either may be a number."""
@@ -769,11 +773,13 @@ def neg(input: Tensor) -> Tensor:
     return _elementwise("neg", np.negative, input)
 
 
+@in_float32
 def exp(input: Tensor) -> Tensor:
     """e to the power of each element."""
     return Unary.apply((_float("exp", input),), "exp")
 
 
+@in_float32
 def log(input: Tensor) -> Tensor:
     """The natural logarithm: -inf at 0, NaN below."""
     return Unary.apply((_float("log", input),), "log")
@@ -934,6 +940,7 @@ class ValuesIndices(NamedTuple):
     indices: Tensor
 
 
+@in_float32
 def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum over dim (an int, several, or None for all axes); ints and bools sum to int64."""
     axes = check_dims("sum", dim, input.array.ndim)
@@ -1136,6 +1143,7 @@ def _cumulate(x: Array, axis: int) -> Array:
     return out
 
 
+@in_float32
 @widened
 def cumsum(input: Tensor, dim: int) -> Tensor:
     """The running sum along dim; ints and bools sum to int64."""

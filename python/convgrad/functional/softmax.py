@@ -8,6 +8,7 @@ import numpy as np
 
 from convgrad.autograd import Op
 from convgrad.backend import lib_of
+from convgrad.mixed_precision import in_float32
 from convgrad.tensor import Tensor, array_of
 
 __all__ = ["log_softmax", "softmax"]
@@ -46,6 +47,7 @@ def _softmax(op: str, input: Tensor, dim: int | None, dtype: Any) -> Tensor:
     return Softmax.apply((input,), dim % rank, op == "log_softmax")
 
 
+@in_float32
 def softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
@@ -57,6 +59,7 @@ def softmax(
     return _softmax("softmax", input, dim, dtype)
 
 
+@in_float32
 def log_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:

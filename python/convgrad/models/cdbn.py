@@ -21,14 +21,13 @@ import numpy as np
 
 from convgrad import nn
 from convgrad.autograd import describe, no_grad
-from convgrad.creation import rand, randn, zeros
+from convgrad.creation import empty_like, rand, randn, zeros, zeros_like
 from convgrad.functional import (
     avg_pool2d,
     conv2d,
     conv_transpose2d,
     interpolate,
     max_pool2d,
-    max_unpool2d,
     sigmoid,
 )
 from convgrad.functional.math import clamp, exp, log
@@ -120,7 +119,7 @@ class ConvRBM(nn.Module):
 
     def sample(self, v: Tensor, generator: Generator | None = None) -> Tensor:
         """Detection units (N, filters, H', W') of 0 and 1, drawn given v."""
-        return self._drawn(self._input(v), generator)
+        return self._drawn(self.hidden(v)[0], generator)
 
     def reconstruct(self, h: Tensor) -> Tensor:
         """The mean of the visible units given detection units, or their probabilities."""
@@ -143,13 +142,18 @@ class ConvRBM(nn.Module):
             )
         return conv2d(v, self.weight, self.hidden_bias) / self._variance
 
-    def _drawn(self, input: Tensor, generator: Generator | None = None) -> Tensor:
-        # The largest of input_i + Gumbel noise is i as often as its softmax says, "off" included.
+    def _drawn(self, on: Tensor, generator: Generator | None = None) -> Tensor:
+        """Units drawn with these probabilities, at most one of a block: the first for which the
+        sum of the probabilities so far exceeds a number drawn for the block."""
+        n, filters, height, width = on.shape
         with no_grad():
-            noisy = input + _gumbel(input.shape, generator).to(input)
-            top, where = max_pool2d(noisy, self.pool, return_indices=True)
-            off = _gumbel(top.shape, generator).to(input)
-            return max_unpool2d((top > off).to(input.dtype), where, self.pool)
+            u = rand(n, filters, height // self.pool, width // self.pool, generator=generator)
+            u, below, h = u.to(on), zeros_like(on[:, :, :: self.pool, :: self.pool]), empty_like(on)
+            for y, x in np.ndindex(self.pool, self.pool):
+                above = below + on[:, :, y :: self.pool, x :: self.pool]
+                h[:, :, y :: self.pool, x :: self.pool] = (below <= u) & (u < above)
+                below = above
+        return h
 
     # ---- energies ----
 
@@ -189,16 +193,11 @@ class ConvRBM(nn.Module):
         """
         input = self._input(v)
         with no_grad():
-            fantasy = self.reconstruct(self._drawn(input, generator))
-            active = probabilistic_max_pool(input, self.pool)[0].mean((0, 2, 3))
+            on = probabilistic_max_pool(input, self.pool)[0]
+            fantasy = self.reconstruct(self._drawn(on, generator))
         difference = self._free_energy(v, input) - self.free_energy(fantasy)
         units = input.shape[2] * input.shape[3]
-        return difference.mean() * (self._variance / units), active
-
-
-def _gumbel(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
-    """Noise -log(-log(u)), u uniform in (0, 1): draws are multiples of 2^-24 from 0 on."""
-    return -log(-log(rand(*shape, generator=generator) + 2**-26))
+        return difference.mean() * (self._variance / units), on.mean((0, 2, 3))
 
 
 class ConvDBN(nn.Sequential):

@@ -2,8 +2,9 @@
 
 from convgrad.optim import lr_scheduler
 from convgrad.optim.adam import Adam, AdamW
+from convgrad.optim.grad_scaler import GradScaler
 from convgrad.optim.groups import decay_groups
 from convgrad.optim.optimizer import Optimizer
 from convgrad.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "decay_groups", "lr_scheduler"]
+__all__ = ["SGD", "Adam", "AdamW", "GradScaler", "Optimizer", "decay_groups", "lr_scheduler"]

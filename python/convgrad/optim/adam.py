@@ -20,6 +20,7 @@ class Adam(Optimizer):
     so far (Reddi et al. 2018).
     """
 
+    _heeds_found_inf = True
     _decoupled = False
 
     def __init__(
@@ -74,7 +75,7 @@ class Adam(Optimizer):
             steps.append(kept["step"])
         hyper = self._hyper(backend, group, params)
         backend.lib.adam_step(
-            arrays, grads, buffers, steps, group["amsgrad"], self._decoupled, hyper
+            arrays, grads, buffers, steps, group["amsgrad"], self._decoupled, hyper, self.found_inf
         )
         for p in params:
             p.version[0] += 1

@@ -22,7 +22,13 @@ class Optimizer:
 
     ``param_groups`` is a list of dicts: 'params' and the options of the rule, which may be changed
     between steps. ``state`` holds per parameter what the rule keeps from step to step.
+
+    ``found_inf`` is set by a GradScaler during its step: a number on the parameters' device that
+    is not 0 if nothing shall change. Rules whose kernels look at it say ``_heeds_found_inf``.
     """
+
+    found_inf: Any = None
+    _heeds_found_inf = False
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self.defaults = defaults

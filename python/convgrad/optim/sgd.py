@@ -17,6 +17,8 @@ class SGD(Optimizer):
     d becomes v, or d + momentum v with ``nesterov``; p -= lr d (Sutskever et al. 2013, as
     ``torch.optim.SGD``)."""
 
+    _heeds_found_inf = True
+
     def __init__(
         self,
         params: Params,
@@ -74,6 +76,8 @@ class SGD(Optimizer):
                 buffers.append(buffer)
         hyper = self._hyper(backend, group, params)
         grads = [p.grad.array for p in params]
-        backend.lib.sgd_step(arrays, grads, buffers, first, group["nesterov"], hyper)
+        backend.lib.sgd_step(
+            arrays, grads, buffers, first, group["nesterov"], hyper, self.found_inf
+        )
         for p in params:
             p.version[0] += 1

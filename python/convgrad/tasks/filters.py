@@ -161,16 +161,28 @@ def train_layer(
     rng = np.random.default_rng((seed, index))
     optimizer = _optimizer(layer, settings)
     for epoch in range(1, epochs + 1):
-        active = 0.0
         for group in optimizer.param_groups:
             group["momentum"] = 0.5 if epoch <= STEADY else 0.9
             group["lr"] = settings.lr / (1 + 0.01 * epoch)
-        for _ in range(UPDATES):
-            v = _seen_by(model, index, draw(parts, BATCH, rng))
-            active += _update(layer, v, settings, optimizer) / UPDATES
+        active = _train_epoch(model, index, parts, optimizer, rng)
         with no_grad():
             layer.sigma.fill_(max(settings.sigma_end, layer.sigma.item() * 0.99))
         report(epoch, {"active": active})
+
+
+def _train_epoch(
+    model: ConvDBN,
+    index: int,
+    parts: tuple[np.ndarray, ...],
+    optimizer: Any,
+    rng: np.random.Generator,
+) -> float:
+    """UPDATES updates; returns the mean probability of a detection unit."""
+    active = 0.0
+    for _ in range(UPDATES):
+        v = _seen_by(model, index, draw(parts, BATCH, rng))
+        active += _update(model[index], v, LAYERS[index], optimizer) / UPDATES
+    return active
 
 
 def _optimizer(layer: ConvRBM, settings: Layer) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,31 @@ COLOURS = (SKY, ORANGE, GREEN, PURPLE, YELLOW, VERMILION, BLUE)
 
 DPI = (120, 100, 84, 70)  # the sharpest that stays within so many bytes is written
 BYTES = 150_000
+LETTER, LINE = 0.08, 0.2  # inches of a title
 
 
-def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of this size in inches, at the lowest resolution 70 pixels each."""
+def new_figure(width: float, height: float, title: str = "") -> Any:
+    """A matplotlib figure of this size in inches and as much above it as its title needs."""
     # The object interface: no display, no global state of pyplot.
-    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    lines = _wrapped(title, max(12, int(width / LETTER)))
+    figure = require("matplotlib.figure").Figure(
+        figsize=(width, height + LINE * len(lines)), layout="constrained"
+    )
     figure.get_layout_engine().set(hspace=0.01, wspace=0.01)
     require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    if lines:
+        figure.suptitle("\n".join(lines), fontsize=10)
     return figure
+
+
+def _wrapped(title: str, letters: int) -> list[str]:
+    """Lines of at most so many letters, about equally long."""
+    lines = textwrap.wrap(title, letters)
+    for narrower in range(len(title) // max(len(lines), 1), letters):
+        even = textwrap.wrap(title, max(narrower, 1))
+        if len(even) == len(lines):
+            return even
+    return lines
 
 
 def write(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -72,9 +72,7 @@ def activations(
         raise ValueError("[activations] functions must not be empty. Got none.")
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = new_figure(2.5 * columns, 1.9 * rows + 0.4 + 0.3 * bool(title))
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(2.5 * columns, 1.9 * rows + 0.4, title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, function) in zip(panels, chosen.items()):
         _panel(axes, name, function)

@@ -23,7 +23,10 @@ __all__ = ["boxes", "feature_maps", "filters", "heat_maps", "overlays"]
 Path = str | os.PathLike[str]
 
 PANEL = 1.9  # inches, the longer side of one image
+WIDEST = 7.2  # inches of segmentations side by side
 SHADE = 0.55  # how opaque the colours over an image are
+# Colour, style and width of a box's line.
+BOXES = {"true": (GREEN, "-", 2.4), "predicted": (VERMILION, "--", 1.3)}
 
 
 def filters(weights: Any, path: Path, title: str = "") -> None:
@@ -48,8 +51,9 @@ def filters(weights: Any, path: Path, title: str = "") -> None:
     finer = max(1, 24 // max(w.shape[-2:]))  # so that the gaps between small filters are thin
     tiles = planes.reshape(-1, *w.shape[-2:]).repeat(finer, 1).repeat(finer, 2)
     picture = _mosaic(tiles, columns)
-    figure = new_figure(*_size(picture.shape, 4.2, title))
-    axes = _axes_of(figure, title)
+    figure = new_figure(*_size(picture.shape, 4.2), title)
+    axes = figure.subplots()
+    _hide(axes)
     grey = _with_gaps("gray", "lightsteelblue")  # neither black nor white, which weights may be
     axes.imshow(picture, cmap=grey, vmin=-1, vmax=1, interpolation="nearest")
     write(figure, path)
@@ -57,7 +61,7 @@ def filters(weights: Any, path: Path, title: str = "") -> None:
 
 def feature_maps(activation: Any, path: Path, title: str = "", images: Any = None) -> None:
     """What a layer answers: a row of maps per image, all on the scale of the bar beside them.
-    Its upper end leaves out the highest half per cent.
+    Its upper end may leave out the highest half per cent, down to a quarter of the range.
 
     Args:
         activation: (K, h, w), the K maps of one image, as a square; or (N, K, h, w), a row each.
@@ -77,13 +81,11 @@ def feature_maps(activation: Any, path: Path, title: str = "", images: Any = Non
     columns = maps.shape[1] if count > 1 else _columns(maps.shape[-3])
     picture = _mosaic(maps.reshape(-1, *maps.shape[-2:]).astype(np.float64), columns)
     shown = None if images is None else _pictures("feature_maps", "images", images, count)
-    width, height = _size(picture.shape, min(2.5 + 0.5 * columns, 9.0), "")
+    width, height = _size(picture.shape, min(2.5 + 0.5 * columns, 9.0))
     beside = 0.0
     if shown is not None:
         beside = max(0.5, height / count * shown.shape[2] / shown.shape[1])
-    figure = new_figure(width + beside + 0.9, height + 0.3 * (bool(title) + (shown is not None)))
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(width + beside + 0.8, height + 0.1 + 0.25 * (shown is not None), title)
     ratios = [beside, width] if shown is not None else [width]
     parts = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     if shown is not None:
@@ -97,7 +99,8 @@ def feature_maps(activation: Any, path: Path, title: str = "", images: Any = Non
 def _scaled(figure: Any, axes: Any, picture: np.ndarray) -> None:
     """The picture, and a bar of its scale; a single peak does not darken all the rest."""
     values = picture[np.isfinite(picture)]
-    high, most = np.percentile(values, 99.5), values.max()
+    most = values.max()
+    high = max(np.percentile(values, 99.5), values.min() + (most - values.min()) / 4)
     _hide(axes)
     drawn = axes.imshow(
         picture, cmap=_with_gaps("viridis"), interpolation="nearest", vmin=values.min(),
@@ -136,20 +139,14 @@ def overlays(
     columns = {} if truths is None else {"truth": truths}
     columns |= masks if isinstance(masks, Mapping) else {"prediction": masks}
     painted = {n: _mask(n, m, shown.shape, len(classes)) for n, m in columns.items()}
-    rows, height, width = shown.shape
-    panel_w, panel_h = _panel(height, width)
-    figure = new_figure(
-        max(panel_w * (1 + len(painted)), 3.6), panel_h * rows + 0.5 + 0.3 * bool(title)
-    )
-    if title:
-        figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(rows, 1 + len(painted), squeeze=False)
-    for row, (line, image) in enumerate(zip(axes, shown)):
-        for at, (name, mask) in zip(line, [("image", None), *painted.items()]):
-            _show(at, image, name if row == 0 else "")
+    figure, groups, across = _groups(shown, 1 + len(painted), title)
+    for i, (group, image) in enumerate(zip(groups, shown)):
+        for axes, (name, mask) in zip(group, [("image", None), *painted.items()]):
+            _show(axes, image, name if i < across else "")
             if mask is not None:
-                at.imshow(_coloured(mask[row]), interpolation="nearest")
-    _legend(figure, dict(zip(classes[1:], COLOURS)))
+                axes.imshow(_coloured(mask[i]), interpolation="nearest")
+    patch = require("matplotlib.patches").Patch
+    _legend(figure, [patch(color=c, label=name) for name, c in zip(classes[1:], COLOURS)])
     write(figure, path)
 
 
@@ -165,27 +162,21 @@ def boxes(images: Any, predicted: Any, true: Any, path: Path, title: str = "") -
     ValueError for other shapes.
     """
     shown = _pictures("boxes", "images", images)
-    pairs = {"predicted": (predicted, VERMILION, "--"), "true": (true, GREEN, "-")}
     given = {
-        name: (_rows("boxes", name, value, len(shown), 4), colour, line)
-        for name, (value, colour, line) in pairs.items()
+        name: _rows("boxes", name, value, len(shown), 4)
+        for name, value in (("true", true), ("predicted", predicted))  # the latter on top
         if value is not None
     }
     figure, axes = _grid(shown, title, captions=len(given) == 2, legend=True)
-    patches = require("matplotlib.patches")
     for i, (at, image) in enumerate(zip(axes, shown)):
         _show(at, image)
-        for rows, colour, line in given.values():
+        for name, rows in given.items():
             if np.isfinite(rows[i]).all():
-                corner, extent = _in_pixels(rows[i], image.shape)
-                at.add_patch(
-                    patches.Rectangle(
-                        corner, *extent, fill=False, edgecolor=colour, linestyle=line, linewidth=1.6
-                    )
-                )
+                at.add_patch(_rectangle(rows[i], image.shape, name))
         if len(given) == 2:
-            at.set_xlabel(_iou(*(rows[i] for rows, _, _ in given.values())), fontsize=8)
-    _legend(figure, {name: colour for name, (_, colour, _) in given.items()})
+            at.set_xlabel(_iou(given["predicted"][i], given["true"][i]), fontsize=8)
+    nothing = np.zeros(4)
+    _legend(figure, [_rectangle(nothing, (1, 1), name) for name in given])
     write(figure, path)
 
 
@@ -301,9 +292,9 @@ def _with_gaps(name: str, gap: str = "white") -> Any:
     return require("matplotlib").colormaps[name].with_extremes(bad=gap)
 
 
-def _size(shape: tuple[int, ...], width: float, title: str) -> tuple[float, float]:
-    """Inches of a figure for a picture of this shape, and its title."""
-    return width, min(width * shape[0] / shape[1], 12.0) + 0.35 * bool(title)
+def _size(shape: tuple[int, ...], width: float) -> tuple[float, float]:
+    """Inches of a figure for a picture of this shape."""
+    return width, min(width * shape[0] / shape[1], 12.0)
 
 
 def _panel(height: int, width: int) -> tuple[float, float]:
@@ -321,27 +312,34 @@ def _grid(
     columns = min(count, 4 if count < 13 else 6)
     rows = -(-count // columns)
     line = panel_h + 0.06 + 0.22 * captions
-    figure = new_figure(
-        max(panel_w * columns, 3.0), line * rows + 0.3 * bool(title) + 0.25 * legend
-    )
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure = new_figure(max(panel_w * columns, 3.0), line * rows + 0.25 * legend, title)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for spare in axes[count:]:
         spare.set_axis_off()
     return figure, axes[:count]
 
 
-def _axes_of(figure: Any, title: str) -> Any:
-    axes = figure.subplots()
-    _hide(axes)
-    if title:
-        axes.set_title(title, fontsize=10)
-    return axes
+def _groups(images: np.ndarray, members: int, title: str) -> tuple[Any, list[Any], int]:
+    """A figure, for each image ``members`` axes beside each other, and how many such groups there
+    are in a row: of narrow images several."""
+    count, height, width = images.shape
+    panel_w, panel_h = _panel(height, width)
+    gap = 0.25  # inches between groups
+    across = max(1, min(count, int((WIDEST + gap) / (members * panel_w + gap))))
+    rows = -(-count // across)
+    inches = across * (members * panel_w + gap) - gap
+    figure = new_figure(max(inches, 3.6), (panel_h + 0.04) * rows + 0.5, title)
+    widths = ([panel_w] * members + [gap]) * across
+    axes = figure.subplots(rows, len(widths) - 1, width_ratios=widths[:-1], squeeze=False)
+    for at in axes.ravel():
+        at.set_axis_off()
+    starts = range(0, len(widths), members + 1)
+    return figure, [line[k : k + members] for line in axes for k in starts][:count], across
 
 
 def _hide(axes: Any) -> None:
     """No ticks and no frame."""
+    axes.set_axis_on()
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -369,6 +367,16 @@ def _iou(predicted: np.ndarray, true: np.ndarray) -> str:
     return {(False, True): "missed", (True, False): "false alarm"}.get(there, "")
 
 
+def _rectangle(box: np.ndarray, shape: tuple[int, ...], name: str) -> Any:
+    """A "true" or "predicted" box to be drawn on an image of this shape."""
+    corner, (width, height) = _in_pixels(box, shape)
+    colour, line, thick = BOXES[name]
+    return require("matplotlib.patches").Rectangle(
+        corner, width, height, fill=False, edgecolor=colour, linestyle=line, linewidth=thick,
+        label=name,
+    )  # fmt: skip
+
+
 def _in_pixels(
     box: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -377,12 +385,13 @@ def _in_pixels(
     return (x - w / 2 - 0.5, y - h / 2 - 0.5), (w, h)
 
 
-def _legend(figure: Any, colours: Mapping[str, str]) -> None:
-    patches = require("matplotlib.patches")
+def _legend(figure: Any, handles: Sequence[Any]) -> None:
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    fitting = int(figure.get_figwidth() / (0.075 * longest + 0.55))
     figure.legend(
-        handles=[patches.Patch(color=c, label=name) for name, c in colours.items()],
+        handles=handles,
         loc="outside lower center",
-        ncols=min(len(colours), 4),
+        ncols=max(1, min(len(handles), fitting)),
         fontsize=8,
         frameon=False,
     )

@@ -24,11 +24,14 @@ def learning_curves(
     names = [k for k in names if k not in skipped]
     if not names:
         raise ValueError("[learning_curves] history must have a row with a loss. Got none.")
-    figure = new_figure(4.8 * len(names), 3.6)
-    if title:
-        figure.suptitle(title, fontsize=10)
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = new_figure(4.6 * columns, 3.4 * rows, title)
     epochs = [row["epoch"] for row in history]
-    for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for spare in panels[len(names) :]:
+        spare.set_axis_off()
+    for axes, name in zip(panels, names):
         for key, label, colour in (
             (name, "training", BLUE),
             (f"val_{name}", "validation", VERMILION),
@@ -49,7 +52,7 @@ def confusion_matrix(
 ) -> None:
     """Counts, rows = true classes, columns = predicted ones."""
     size = max(4.0, 0.45 * len(classes) + 1.5)
-    figure = new_figure(size, size)
+    figure = new_figure(size, size, title)
     axes = figure.subplots()
     # Colour by the share of the row, so that rare classes are as readable as common ones.
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -69,8 +72,6 @@ def confusion_matrix(
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if title:
-        figure.suptitle(title, fontsize=10)
     write(figure, path)
 
 
@@ -78,7 +79,7 @@ def ratios(
     values: Mapping[str, float], path: str | os.PathLike[str], title: str = "", label: str = ""
 ) -> None:
     """Bars from top to bottom, each with its value, and a line where the ratio is 1."""
-    figure = new_figure(7.2, 0.42 * len(values) + 1.4)
+    figure = new_figure(7.2, 0.42 * len(values) + 1.2, title)
     axes = figure.subplots()
     names = list(values)[::-1]
     bars = axes.barh(names, [values[name] for name in names], color=BLUE)
@@ -88,6 +89,4 @@ def ratios(
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(title, fontsize=10)
     write(figure, path)

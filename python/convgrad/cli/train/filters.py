@@ -20,9 +20,10 @@ from convgrad.tasks import filters
 __all__ = ["TASKS", "add_parsers", "build", "evaluate", "run"]
 
 TASKS = ("filters",)
-EPOCHS = 60
+EPOCHS = 40
 EVERY = 5  # epochs between lines
 TEST_CROPS = 200
+SHOWN = ("brick", "chelsea", "coins", "stereo_motorcycle")
 
 ABOUT = """Learns filters from photographs without labels, as Lee, Grosse, Ranganath and Ng (2009):
 a convolutional deep belief network, trained layer by layer by contrastive divergence with
@@ -39,8 +40,8 @@ def add_parsers(names: Any) -> None:
         "--layers",
         type=int,
         choices=range(1, len(filters.LAYERS) + 1),
-        default=1,
-        help="how many, one after the other (default: 1)",
+        default=len(filters.LAYERS),
+        help=f"how many, one after the other (default: {len(filters.LAYERS)})",
     )
     task.add_argument(
         "--epochs",
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         viz.learning_curves(history, curves, f"filters, layer {layer + 1}, seed {args.seed}")
     io.save(model.state_dict(), folder / run_folder.WEIGHTS)
     crops = filters.draw(held_out, TEST_CROPS, np.random.default_rng(0))
-    _draw(model, crops[:4], folder)
+    _draw(model, held_out, folder)
     write_row(folder, {f"test_{name}": value for name, value in _report(model, crops).items()})
     return 0
 
@@ -113,15 +114,18 @@ def _train(
     return history
 
 
-def _draw(model: ConvDBN, crops: np.ndarray, folder: Path) -> None:
-    """The filters of each layer, and what the pooling units of the first answer to crops."""
+def _draw(model: ConvDBN, held_out: tuple[np.ndarray, ...], folder: Path) -> None:
+    """The filters of each layer, and what the pooling units of the first answer to the upper left
+    corners of some held-out parts."""
     viz.filters(model[0].weight, folder / "filters.png", "first layer: filters")
     for layer in range(1, len(model)):
         title = f"layer {layer + 1}: what its filters stand for"
         viz.filters(model.templates(layer), folder / f"filters_layer{layer + 1}.png", title)
+    names = [filters.PHOTOGRAPHS.index(name) for name in SHOWN]
+    crops = np.stack([held_out[i][None, : filters.SIZE, : filters.SIZE] for i in names])
     with convgrad.no_grad():
         maps = model[0](convgrad.tensor(crops).to(model[0].weight.device))
-    title = "first layer: pooling units' probabilities, in held-out crops"
+    title = "first layer: probabilities of pooling units, in crops that were held out"
     viz.feature_maps(maps, folder / "feature_maps.png", title, crops)
 
 
