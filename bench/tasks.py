@@ -33,6 +33,7 @@ TASKS = (
     ("tissue", "--model", "segnet", "--epochs", "2", "--draws", "39"),
     ("tissue", "--model", "fcn", "--epochs", "1", "--draws", "39"),
     ("tissue", "--model", "unet3d", "--epochs", "2", "--draws", "64"),
+    ("tumour", "--epochs", "1", "--output-epochs", "1", "--steps", "50", "--slices", "100"),
     ("filters", "--epochs", "2"),
 )
 CONDITIONS = {"exact": False, "precision": "highest"}

@@ -252,7 +252,8 @@ def test_parity_fails_when_results_differ(capsys, torch, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [[], ["train"], ["train", "digits"], ["train", "mnist"], ["train", "tissue"],
-      ["train", "cade"], ["train", "filters"], ["evaluate"], ["predict"], ["info"], ["parity"]],
+      ["train", "cade"], ["train", "tumour"], ["train", "filters"], ["evaluate"], ["predict"],
+      ["info"], ["parity"]],
 )  # fmt: skip
 def test_help_everywhere(capsys, command):
     code, out, err = convgrad(capsys, *command, "--help")

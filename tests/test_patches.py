@@ -52,6 +52,17 @@ def test_balanced_patches_have_every_class_at_their_centres_equally_often():
     assert np.bincount(t.numpy())[0] > 80
 
 
+def test_targets_without_margins():
+    whole, inner = (
+        data.RandomPatches(*volumes(), (5, 4, 5), 20, seed=1, margin=margin) for margin in (0, 1)
+    )
+    (x, t), (y, u) = whole.batch(range(20)), inner.batch(range(20))
+    np.testing.assert_array_equal(x.numpy(), y.numpy())
+    np.testing.assert_array_equal(t.numpy()[:, 1:-1, 1:-1, 1:-1], u.numpy())
+    with pytest.raises(ValueError, match=r"margin must .* Got 2 for size \(5, 4, 5\)"):
+        data.RandomPatches(*volumes(), (5, 4, 5), 1, margin=2)
+
+
 def test_draws_follow_from_seed_and_epoch():
     def drawn(seed, epoch):
         patches = data.RandomPatches(*volumes(), (3, 3, 3), 20, seed=seed, balanced=True)

@@ -10,6 +10,7 @@ from typing import Any
 from convgrad import _tape
 from convgrad.backend import CudaBackend, is_array, of
 from convgrad.capturing import Recorder, recorder, recording
+from convgrad.mixed_precision import autocast_dtype, own_casts
 from convgrad.tensor import Tensor
 
 __all__ = ["CapturedStep", "capture"]

@@ -16,6 +16,7 @@ FORMATS = """Of a network that segments volumes, it writes the classes of one su
 --out, a NIfTI file with the volume's affine; each FILE is a channel (.nii or .nii.gz), in the order
 of training. A network trained on the simulated brain expects one T1-weighted volume without skull,
 axes towards right, anterior, superior, and voxels of 1 mm (2-D) or 2 mm (3-D).
+One trained by tumour --data expects the four sequences T1, T1c, T2, FLAIR.
 Of a network trained by cade it prints class, probability and an abnormal slice's box, in pixels;
 each FILE is a .npy file of a slice, floats (4, 48, 112): T1, T1c, T2, FLAIR.
 Of a network that classifies images it prints a line per image: its path, the class, the

@@ -27,6 +27,8 @@ class RandomPatches(Dataset):
             occur, and then one of its pixels. Otherwise every pixel is equally likely.
         centre: the target is the class at the centre instead of all classes (*size). The centre of
             an even size is the pixel behind the middle.
+        margin: else the target leaves out so many pixels on every side, as a network of "valid"
+            convolutions does.
 
     Only patches that lie wholly inside their volume are drawn. ValueError for arrays that do not
     fit together, voxels that are not finite, and a volume smaller than a patch.
@@ -41,11 +43,12 @@ class RandomPatches(Dataset):
         seed: int = 0,
         balanced: bool = False,
         centre: bool = False,
+        margin: int = 0,
     ) -> None:
         self.size = tuple(int(n) for n in size)
         self.volumes, self.labels = list(volumes), list(labels)
         self.count, self.seed = count, seed
-        self.centre = centre
+        self.centre, self.margin = centre, margin
         self._check()
         # Per class, or of all at once: (volume, flat index of the patch's first corner).
         self._places = self._find(balanced)
@@ -56,6 +59,11 @@ class RandomPatches(Dataset):
             raise ValueError(
                 "[RandomPatches] volumes and labels must be lists of one length, at least 1. Got "
                 f"{len(self.volumes)} and {len(self.labels)}."
+            )
+        if not 0 <= 2 * self.margin < min(self.size):
+            raise ValueError(
+                "[RandomPatches] margin must be at least 0 and leave something of a patch. Got "
+                f"{self.margin} for size {self.size}."
             )
         for volume, label in zip(self.volumes, self.labels):
             if volume.shape[1:] != label.shape or label.ndim != len(self.size):
@@ -108,6 +116,8 @@ class RandomPatches(Dataset):
         target = label[window]
         if self.centre:
             target = target[tuple(n // 2 for n in self.size)]
+        elif self.margin:
+            target = target[(slice(self.margin, -self.margin),) * target.ndim]
         return volume[(slice(None), *window)], np.asarray(target)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
@@ -115,7 +125,8 @@ class RandomPatches(Dataset):
         return Tensor(np.ascontiguousarray(image)), Tensor(target.astype(np.int64))
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Patches (N, C, *size) and their targets (N, *size), or (N,) of their centres."""
+        """Patches (N, C, *size) and their targets (N, *size) without margins, or (N,) of their
+        centres."""
         pairs = [self._patch(i) for i in indices]
         images = np.stack([image for image, _ in pairs])
         return Tensor(images), Tensor(np.stack([t for _, t in pairs]).astype(np.int64))

@@ -3,7 +3,8 @@ networks", Medical Image Analysis 2017, arXiv:1505.03540).
 
 Every convolution and pooling is "valid" and of stride 1, so a network that maps a 33x33 patch to
 the class of its centre maps a whole slice to the classes of all its pixels, 16 from the border.
-The paper's parameter counts are those of ``pieces=1, bias=False``.
+The paper's parameter counts are those of ``pieces=1, bias=False``. ``width`` multiplies the paper's
+numbers of maps.
 """
 
 from __future__ import annotations
@@ -56,15 +57,19 @@ class _Paths(nn.Module):
         late: int = 0,
         local: bool = True,
         wide: bool = True,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
+        if not width > 0:
+            raise ValueError(f"[{type(self).__name__}] width must be > 0. Got {width}.")
+        local_maps, wide_maps = (max(1, round(maps * width)) for maps in (LOCAL, GLOBAL))
         self.local1 = self.local2 = self.wide = None
         if local:
-            self.local1 = _Block(channels, LOCAL, 7, 4, pieces, bias)
-            self.local2 = _Block(LOCAL + early, LOCAL, 3, 2, pieces, bias)
+            self.local1 = _Block(channels, local_maps, 7, 4, pieces, bias)
+            self.local2 = _Block(local_maps + early, local_maps, 3, 2, pieces, bias)
         if wide:
-            self.wide = _Block(channels, GLOBAL, 13, 1, pieces, bias)
-        features = LOCAL * local + GLOBAL * wide + late
+            self.wide = _Block(channels, wide_maps, 13, 1, pieces, bias)
+        features = local_maps * local + wide_maps * wide + late
         self.head = nn.Conv2d(features, classes, HEAD, bias=bias)
         self._initialise()
 
@@ -93,27 +98,42 @@ class TwoPathCNN(_Paths):
     convolutions beside a path of one 13x13 convolution. 651,488 weights as the paper counts."""
 
     def __init__(
-        self, channels: int = 4, classes: int = 5, pieces: int = 2, bias: bool = True
+        self,
+        channels: int = 4,
+        classes: int = 5,
+        pieces: int = 2,
+        bias: bool = True,
+        width: float = 1.0,
     ) -> None:
-        super().__init__(channels, classes, pieces, bias)
+        super().__init__(channels, classes, pieces, bias, width=width)
 
 
 class LocalPathCNN(_Paths):
     """:class:`TwoPathCNN` without its wide path."""
 
     def __init__(
-        self, channels: int = 4, classes: int = 5, pieces: int = 2, bias: bool = True
+        self,
+        channels: int = 4,
+        classes: int = 5,
+        pieces: int = 2,
+        bias: bool = True,
+        width: float = 1.0,
     ) -> None:
-        super().__init__(channels, classes, pieces, bias, wide=False)
+        super().__init__(channels, classes, pieces, bias, wide=False, width=width)
 
 
 class GlobalPathCNN(_Paths):
     """:class:`TwoPathCNN` without its local path."""
 
     def __init__(
-        self, channels: int = 4, classes: int = 5, pieces: int = 2, bias: bool = True
+        self,
+        channels: int = 4,
+        classes: int = 5,
+        pieces: int = 2,
+        bias: bool = True,
+        width: float = 1.0,
     ) -> None:
-        super().__init__(channels, classes, pieces, bias, local=False)
+        super().__init__(channels, classes, pieces, bias, local=False, width=width)
 
 
 class _Cascade(nn.Module):
@@ -131,12 +151,19 @@ class _Cascade(nn.Module):
         classes: int = 5,
         pieces: int = 2,
         bias: bool = True,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         self.first = first
         more = {"channels": 0, "early": 0, "late": 0, self.joins: classes}
         self.second = _Paths(
-            channels + more["channels"], classes, pieces, bias, more["early"], more["late"]
+            channels + more["channels"],
+            classes,
+            pieces,
+            bias,
+            more["early"],
+            more["late"],
+            width=width,
         )
 
     def opinion(self, x: Tensor) -> Tensor:
@@ -152,9 +179,13 @@ class InputCascadeCNN(_Cascade):
 
     joins = "channels"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def joined(self, x: Tensor) -> Tensor:
+        """What the second network sees, (N, channels + classes, H - 32, W - 32)."""
         said = self.opinion(x)
-        return self.second(cat([center_crop(x, said.shape[2:]), said], 1))
+        return cat([center_crop(x, said.shape[2:]), said], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.joined(x))
 
 
 class LocalCascadeCNN(_Cascade):

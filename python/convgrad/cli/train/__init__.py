@@ -16,11 +16,11 @@ from typing import Any
 
 from convgrad.cli import run_folder
 from convgrad.cli.errors import UserError
-from convgrad.cli.train import cade, classification, filters, tissue
+from convgrad.cli.train import cade, classification, filters, tissue, tumour
 
 __all__ = ["add_parser", "open_run"]
 
-FAMILIES = (classification, tissue, cade, filters)
+FAMILIES = (classification, tissue, tumour, cade, filters)
 
 
 def add_parser(subparsers: Any) -> None:
