@@ -132,7 +132,8 @@ SECTIONS = (
         "Lee's convolutional deep belief network on whitened photographs. Nobody told it what an "
         "edge is: most filters become short edges and bars of one orientation (the maps show where "
         "in four held-out crops they answer). Those of the second layer join them to longer lines "
-        "and arcs."(
+        "and arcs.",
+        (
             Picture("filters.png", "24 filters of 10x10 weights, most of them oriented edges"),
             Picture("feature_maps.png", "probabilities of 24 pooling maps in four crops"),
             Picture("filters_layer2.png", "what the 40 filters of the second layer stand for"),
