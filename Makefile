@@ -12,6 +12,7 @@ build:  ## compile in place: python/convgrad/_cpu*.so, _tape*.so
 	cmake --install $(BUILD) > /dev/null
 sim cuda:  ## the same for the CUDA kernels: in the simulator, for a GPU (nvcc)
 	cmake -S . -B $(BUILD)-$@ -G Ninja -DCONVGRAD_CPU=OFF -DCONVGRAD_CUDA$(if $(filter sim,$@),_SIM)=ON \
+	  -DCONVGRAD_SELFTEST=ON -DCONVGRAD_LAB=ON \
 	  -DCMAKE_INSTALL_PREFIX=python \
 	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) > /dev/null

@@ -1,6 +1,7 @@
 """What the compiled GPU code must look like, read with cuobjdump (PyPI: nvidia-cuda-cuobjdump):
 no registers spilled to memory, no atomic operations on floating-point numbers (they would add in a
 different order each time), and tensor-core instructions in the kernels that are meant to use them.
+Of every architecture that the module holds.
 
     python .ci/check_cuda.py python/convgrad/_cuda*.so
 """
@@ -40,29 +41,36 @@ def short(mangled: str) -> str:
     return re.sub(r"convgrad::cuda::|\(anonymous namespace\)::|_GLOBAL__N__\w+::", "", name)[:110]
 
 
-def resources(module: str) -> dict[str, dict[str, int]]:
+Kernel = tuple[str, str]  # its architecture and name
+
+
+def resources(module: str) -> dict[Kernel, dict[str, int]]:
     """Per kernel: registers, bytes of stack and of local memory, shared memory."""
-    found: dict[str, dict[str, int]] = {}
-    name = ""
+    found: dict[Kernel, dict[str, int]] = {}
+    arch = name = ""
     for line in output_of("--dump-resource-usage", module).splitlines():
-        if match := re.search(r"Function (\S+?):", line):
+        if match := re.search(r"^arch = (\S+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function (\S+?):", line):
             name = match[1]
         elif name and "REG:" in line:
-            found[name] = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", line)}
+            found[arch, name] = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", line)}
     return found
 
 
-def instructions(module: str) -> tuple[dict[str, set[str]], list[str]]:
+def instructions(module: str) -> tuple[dict[Kernel, set[str]], list[str]]:
     """Per kernel its tensor-core instructions; and every atomic on floats, with its kernel."""
-    tensor: dict[str, set[str]] = defaultdict(set)
+    tensor: dict[Kernel, set[str]] = defaultdict(set)
     atomics = []
-    name = ""
+    arch = name = ""
     for line in output_of("--dump-sass", module).splitlines():
-        if match := re.search(r"Function : (\S+)", line):
+        if match := re.search(r"^\s*arch = (\S+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function : (\S+)", line):
             name = match[1]
-            tensor[name] = set()
+            tensor[arch, name] = set()
         elif match := TENSOR_CORE.search(line):
-            tensor[name].add(match[0])
+            tensor[arch, name].add(match[0])
         elif FLOAT_ATOMIC.search(line):
             atomics.append(f"{short(name)}: {line.strip()[:80]}")
     return tensor, atomics
@@ -77,20 +85,22 @@ def meant(name: str) -> str:
 def main(module: str) -> int:
     usage = resources(module)
     tensor, atomics = instructions(module)
-    print(f"{Path(module).name}: {len(usage)} kernels")
+    archs = sorted({arch for arch, _ in usage})
+    print(f"{Path(module).name}: {len(usage)} kernels, of {', '.join(archs) or 'none'}")
     wrong = [f"atomic on floats in {a}" for a in atomics]
-    for name, used in sorted(usage.items(), key=lambda item: -item[1]["REG"]):
+    for kernel, used in sorted(usage.items(), key=lambda item: -item[1]["REG"]):
+        arch, name = kernel
         on_tensor_cores = MEANT_FOR_TENSOR_CORES in name
         if on_tensor_cores:
-            kinds = ", ".join(sorted(tensor[name])) or "none"
-            print(f"  {used['REG']:3d} registers  {kinds}  {short(name)}")
-            if tensor[name] != {meant(name)}:
-                wrong.append(f"{kinds} for {meant(name)} in {short(name)}")
+            kinds = ", ".join(sorted(tensor[kernel])) or "none"
+            print(f"  {arch} {used['REG']:3d} registers  {kinds}  {short(name)}")
+            if tensor[kernel] != {meant(name)}:
+                wrong.append(f"{kinds} for {meant(name)} in {short(name)} for {arch}")
         if used.get("LOCAL", 0) or (on_tensor_cores and used.get("STACK", 0)):
-            wrong.append(f"{used} in {short(name)}: registers are spilled")
-    stacks = {short(n): u["STACK"] for n, u in usage.items() if u.get("STACK", 0)}
-    for name, size in stacks.items():
-        print(f"  {size} bytes of stack: {name}")
+            wrong.append(f"{used} in {short(name)} for {arch}: registers are spilled")
+    for (arch, name), used in usage.items():
+        if used.get("STACK", 0):
+            print(f"  {arch} {used['STACK']} bytes of stack: {short(name)}")
     print(*wrong, sep="\n") if wrong else print("no spills, no atomics on floats")
     return bool(wrong) or not usage
 

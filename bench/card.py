@@ -69,6 +69,7 @@ def build(card: Card) -> Result:
     ).stdout.strip()
     configured = card.run(
         "configure", "cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DCONVGRAD_CUDA=ON",
+        "-DCONVGRAD_SELFTEST=ON", "-DCONVGRAD_LAB=ON",
         f"-DCMAKE_INSTALL_PREFIX={ROOT / 'python'}", f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11}", "-DCONVGRAD_ISAS=baseline;avx2;avx512",
     )  # fmt: skip
@@ -133,6 +134,10 @@ def ops_tf32(card: Card) -> Result:
     return _bench(card, "ops_tf32", "ops", "--precision", "tf32")
 
 
+def lab(card: Card) -> Result:
+    return card.python("lab", "-m", "bench.lab")
+
+
 def _bench(card: Card, name: str, *arguments: str) -> Result:
     return card.python(
         f"bench_{name}", "-m", "convgrad", "bench", *arguments, "--device", "cuda",
@@ -142,7 +147,7 @@ def _bench(card: Card, name: str, *arguments: str) -> Result:
 
 PARTS: dict[str, Callable[[Card], Result]] = {
     part.__name__: part
-    for part in (build, tests, sanitizer, digits, training, training_tf32, ops, ops_tf32)
+    for part in (build, tests, sanitizer, digits, training, training_tf32, ops, ops_tf32, lab)
 }
 
 

@@ -3,7 +3,8 @@
 Runs ``convgrad train TASK OPTION...`` (by default a short run of every task) and measures, of the
 time of its training steps, the part that the main thread did not spend inside the kernels' library:
 Python, the tape, and waiting for data that was not ready. Kernels run as in any training, with all
-threads; loading batches happens in a thread beside them.
+threads; loading batches happens in a thread beside them. The same of the main thread's processor
+time leaves out waiting, and what else the machine does: on a busy one look at that.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class TimedLibrary:
     def __init__(self, library: Any) -> None:
         self.library = library
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.processor = 0.0  # the main thread's processor time in it
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.library, name)
@@ -57,11 +59,12 @@ class TimedLibrary:
         def call(*args: Any, **options: Any) -> Any:
             if threading.current_thread() is not threading.main_thread():
                 return function(*args, **options)
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.thread_time()
             try:
                 return function(*args, **options)
             finally:
                 self.seconds[name] += time.perf_counter() - start
+                self.processor += time.thread_time() - processor
 
         return call
 
@@ -74,7 +77,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.library = TimedLibrary(backend.CPU.lib)
-        self.wall = 0.0
+        self.wall = self.processor = self.processor_in_kernels = 0.0
         self.kernels: defaultdict[str, float] = defaultdict(float)
 
     def __enter__(self) -> Watch:
@@ -90,10 +93,12 @@ class Watch:
         backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.library.library
 
     def _epoch(self, function: Callable[..., Any], *args: Any) -> Any:
-        before = dict(self.library.seconds)
-        start = time.perf_counter()
+        before, in_kernels = dict(self.library.seconds), self.library.processor
+        start, processor = time.perf_counter(), time.thread_time()
         out = function(*args)
         self.wall += time.perf_counter() - start
+        self.processor += time.thread_time() - processor
+        self.processor_in_kernels += self.library.processor - in_kernels
         for name, seconds in self.library.seconds.items():
             self.kernels[name] += seconds - before.get(name, 0.0)
         return out
@@ -101,6 +106,10 @@ class Watch:
     def outside(self) -> float:
         """The part of the time that no kernel ran in."""
         return 1 - sum(self.kernels.values()) / self.wall
+
+    def outside_processor(self) -> float:
+        """The same of the main thread's processor time."""
+        return 1 - self.processor_in_kernels / self.processor
 
 
 def measure(arguments: tuple[str, ...]) -> tuple[list[str], float]:
@@ -111,15 +120,21 @@ def measure(arguments: tuple[str, ...]) -> tuple[list[str], float]:
         raise SystemExit(f"convgrad train {' '.join(arguments)} trained nothing (exit code {code})")
     largest = sorted(watch.kernels.items(), key=lambda item: -item[1])[:SHOWN]
     kernels = ", ".join(f"{name} {seconds / watch.wall:.0%}" for name, seconds in largest)
-    row = [" ".join(arguments), f"{watch.wall:.1f}", f"{watch.outside():.1%}", kernels]
-    return row, watch.outside()
+    shares = [f"{watch.outside():.1%}", f"{watch.outside_processor():.1%}"]
+    return [" ".join(arguments), f"{watch.wall:.1f}", *shares, kernels], watch.outside()
 
 
 def main() -> int:
     """Prints a table; exit code 1 if a task spends more than LIMIT outside kernels."""
     measured = [measure(task) for task in ([tuple(sys.argv[1:])] if sys.argv[1:] else TASKS)]
     print(f"\n{report.about_line(machine.about() | CONDITIONS)}\n")
-    head = ("convgrad train", "seconds of updates", "outside kernels", "largest kernels")
+    head = (
+        "convgrad train",
+        "seconds of updates",
+        "outside kernels",
+        "of processor time",
+        "largest kernels",
+    )
     print(report.table(head, [row for row, _ in measured]))
     return int(any(outside > LIMIT for _, outside in measured))
 

@@ -16,6 +16,10 @@ ROWS, CLASSES = cg.ones(2, 3), cg.tensor([0, 1])
 # (call, what the TypeError must say)
 STRANGERS = [
     (lambda: F.conv2d(X, ARRAY), r"[conv2d] weight must be a Tensor. Got ndarray float32 (2, 3, 4"),
+    (
+        lambda: F.conv2d(X, np.float32),
+        r"[conv2d] weight must be a Tensor. Got <class 'numpy.float32'>.",
+    ),
     (lambda: F.conv2d(X, None), r"[conv2d] weight must be a Tensor. Got None."),
     (lambda: F.conv_transpose2d(X, "w"), r"[conv_transpose2d] weight must be a Tensor. Got 'w'."),
     (
@@ -58,7 +62,10 @@ STRANGERS = [
     (lambda: F.prelu(X, None), r"[prelu] weight must be"),
     (lambda: F.mse_loss(cg.tensor(1.0), None), r"[mse_loss] An argument is of the wrong type."),
     (lambda: F.linear(ROWS, None), r"[linear] weight must be"),
-    (lambda: F.batch_norm(X, None, None, training=True, momentum="x"), r"momentum='x'"),
+    (
+        lambda: F.batch_norm(X, None, None, training=True, momentum="x"),
+        r"momentum must be a number. Got str.",
+    ),
     (lambda: F.dice_loss(X, X, None), r"[dice_loss] smooth must be a number. Got None."),
 ]
 

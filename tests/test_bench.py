@@ -443,6 +443,7 @@ def test_time_outside_kernels_is_what_is_missing():
                 model, [(x, target)] * 4, nn.CrossEntropyLoss(), optimizer, 2, callbacks=callbacks
             )
         assert {"conv_forward", "conv_backward_weight"} <= watch.kernels.keys()
+        assert 0 < watch.outside_processor() < 1
         return watch.outside(), watch.wall
 
     without, _ = outside([])

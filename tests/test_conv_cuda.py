@@ -26,6 +26,7 @@ CASES = {
     "128x32 tiles by elements": ((3, 21, 9, 10), (19, 21, 3, 3), {"padding": 1}),
     "slices": ((1, 260, 5, 5), (40, 260, 3, 3), {"padding": 1}),
     "first layer": ((2, 3, 20, 21), (16, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "more taps than large tiles take": ((1, 16, 9, 8), (72, 16, 6, 6), {"padding": 2}),
     "four channels": ((2, 4, 12, 13), (16, 4, 3, 3), {"padding": 1}),
     "phases": ((1, 40, 12, 13), (36, 40, 3, 3), {"padding": 1, "stride": 2}),
     "phases 3d": ((1, 16, 5, 6, 7), (20, 16, 3, 3, 3), {"padding": 1, "stride": 2}),

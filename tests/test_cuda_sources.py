@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "csrc"
 KERNELS = sorted((ROOT / "cuda" / "kernels").glob("*.cu*"))
+LAB = sorted((ROOT.parent / "bench" / "lab").glob("*.cu*"))
 FORBIDDEN = {
     r"\basm\b": "inline assembly lives in ptx.cuh",
     r"<<<": "launches go through launch()",
@@ -26,7 +27,7 @@ def code_of(path: Path) -> str:
     return re.sub(r"//.*", "", text)
 
 
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", KERNELS + LAB, ids=lambda path: path.name)
 def test_kernels_keep_to_the_rules(path: Path) -> None:
     code = code_of(path)
     for pattern, reason in FORBIDDEN.items():

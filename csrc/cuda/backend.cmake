@@ -10,6 +10,13 @@ function(add_cuda_backend name)
   target_compile_definitions(${name} PRIVATE CONVGRAD_CUDA_ARRAYS "CONVGRAD_STEMS=${stems}")
 endfunction()
 
+# The kernel lab (bench/lab).
+function(add_lab name)
+  set(lab ${SOURCE_ROOT}/../bench/lab)
+  add_module(${name} ${lab}/bindings.cpp ${lab}/lab.cu)
+  target_compile_definitions(${name} PRIVATE CONVGRAD_LAB=${name})
+endfunction()
+
 # Tests of ptx.cuh's wrappers, and of the simulator: a module that tests alone use.
 function(add_selftest name)
   add_module(${name} ${SOURCE_ROOT}/cuda/sim/selftest/bindings.cpp ${ARGN})

@@ -66,8 +66,12 @@ class Momentum {
       : is_number_(PyFloat_Check(object.ptr()) || PyLong_Check(object.ptr())),
         number_(is_number_ ? object.cast<double>() : 0),
         uploaded_(upload(&number_, is_number_ && used ? 1 : 0)) {
-    if (!is_number_) array_ = array_arg(op, "momentum", object, DType::kFloat64);
-    if (array_ && array_.size() != 1)
+    if (is_number_) return;
+    if (!py::hasattr(object, "dtype"))
+      type_error(op, std::string("momentum must be a number. Got ") +
+                         Py_TYPE(object.ptr())->tp_name + ".");
+    array_ = array_arg(op, "momentum", object, DType::kFloat64);
+    if (array_.size() != 1)
       value_error(op, "momentum must be one number. Got shape " + array_.shape_text() + ".");
   }
   const double* get() const { return is_number_ ? uploaded_.as<double>() : array_.as<double>(); }

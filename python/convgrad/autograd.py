@@ -190,7 +190,7 @@ def describe(value: Any) -> str:
     """A value as error messages show it: tensors and arrays by dtype and shape."""
     if isinstance(value, Tensor):
         return f"Tensor {value.dtype} {value.shape}"
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

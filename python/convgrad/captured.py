@@ -10,6 +10,7 @@ from typing import Any
 from convgrad import _tape
 from convgrad.backend import CudaBackend, is_array, of
 from convgrad.capturing import Recorder, recorder, recording
+from convgrad.mixed_precision import autocast_dtype, own_casts
 from convgrad.tensor import Tensor
 
 __all__ = ["CapturedStep", "capture"]
@@ -68,7 +69,7 @@ class CapturedStep:
         backend = _backend_of(tensors)
         if backend is None or recorder() is not None:  # in another captured step: part of that
             return self.step(*args, **kwargs)
-        key = backend.index, _tape.is_recording(), form
+        key = backend.index, _tape.is_recording(), autocast_dtype(), form
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = _Graph(self.step, backend, form, self.warmup)
@@ -175,7 +176,8 @@ class _Graph:
     def _run(self, tensors: list[Tensor], results: list[Tensor]) -> Any:
         """The step's result; its tensors are put into the second list."""
         args, kwargs = _rebuilt(self.form, list(tensors))
-        return _detached(self.step(*args, **kwargs), results)
+        with own_casts():  # a cast made before would be the parameter's value of then
+            return _detached(self.step(*args, **kwargs), results)
 
     def _warm_up(self, tensors: list[Tensor]) -> Any:
         """The step itself, between two events of the caller's stream."""

@@ -18,7 +18,14 @@ from convgrad.autograd import is_grad_enabled
 from convgrad.dtypes import is_half, named
 from convgrad.tensor import Tensor
 
-__all__ = ["autocast", "in_float32", "is_autocast_enabled", "operands"]
+__all__ = [
+    "autocast",
+    "autocast_dtype",
+    "in_float32",
+    "is_autocast_enabled",
+    "operands",
+    "own_casts",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,6 +93,21 @@ class autocast:
 def is_autocast_enabled() -> bool:
     """Whether this thread is in an enabled :class:`autocast` region."""
     return _state.dtype is not None
+
+
+def autocast_dtype() -> np.dtype[Any] | None:
+    """The type of this thread's innermost region, None outside of all."""
+    return _state.dtype
+
+
+class own_casts:
+    """While this lasts, parameters are cast anew; these casts are forgotten at its end."""
+
+    def __enter__(self) -> None:
+        self._before, _state.casts = _state.casts, {}
+
+    def __exit__(self, *_: object) -> None:
+        _state.casts = self._before
 
 
 def operands(op: str, *tensors: Any) -> tuple[Any, ...]:

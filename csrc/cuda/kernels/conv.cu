@@ -123,9 +123,10 @@ template <class T>
 GemmPlan plan_gemm(const Passes& passes) {
   const Pass& p = passes.pass[0];
   GemmPlan plan{128, p.dst_c <= 32 ? 32 : p.dst_c <= 64 ? 64 : 128, 0, {}};
-  int64_t k_tiles = 0, dst = p.n;
+  int64_t k_tiles = 0, taps = 0, dst = p.n;
   for (int64_t i = 0; i < passes.count; ++i) {
     plan.rows = max_of(plan.rows, p.n * passes.pass[i].positions());
+    taps = max_of(taps, passes.pass[i].taps());
     const int64_t k = passes.pass[i].taps() * padded<T>(p.src_c);
     k_tiles = max_of(k_tiles, ceil_div(k, kTileK<T>));
   }
@@ -133,7 +134,8 @@ GemmPlan plan_gemm(const Passes& passes) {
     return ceil_div(plan.rows, plan.tile_m) * ceil_div(p.dst_c, plan.tile_n) * p.groups *
            passes.count;
   };
-  if (plan.tile_n == 128 && blocks() < kWave / 2) plan.tile_m = plan.tile_n = 64;
+  const bool few = plan.tile_n == 128 && blocks() < kWave / 2;
+  if (few || (taps > kLargeTaps && plan.tile_n > 32)) plan.tile_m = plan.tile_n = 64;
   // Slices' results lie as dst does, which has to be all of one pass.
   for (const Axis& a : p.axis) dst *= a.dst;
   const bool whole = passes.count == 1 && p.groups == 1 && dst == plan.rows;
@@ -239,7 +241,7 @@ template <class T>
 void run_16(const Exec& exec, const GemmArgs<T>& args) {
   const GemmPlan& plan = args.plan;
   if (args.passes.pass[0].src_c <= 4)
-    return run_tiles<T, Tile<128, 64, 64, 32, 4, 2>, Math::k16, 4>(exec, args);
+    return run_tiles<T, Tile<128, 64, 64, 32, 3, 2>, Math::k16, 4>(exec, args);
   if (plan.tile_n == 32) return run_tiles<T, Tile<128, 32, 32, 32, 4, 2>, Math::k16, 8>(exec, args);
   if (plan.tile_n == 128)
     return run_tiles<T, Tile<128, 128, 64, 64, 3, 2>, Math::k16, 8>(exec, args);

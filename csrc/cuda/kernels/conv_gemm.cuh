@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kMostPasses = 8;  // of a launch: strides of 2 in 3-D
 constexpr int kMostTaps = 384;      // 7 x 7 x 7 are 343
+constexpr int kLargeTaps = 27;      // what large tiles leave room for: 3 x 3 x 3
 constexpr int kOutside = INT32_MIN / 2;
 
 // A pass in 32 bits.
@@ -55,8 +56,9 @@ struct ConvGemm {
     int d, h, w;  // of a row's window, kOutside for a row that is none; of a tap, from there
     int pixel;    // the same in pixels of src, as if they went on beyond the edges
   };
+  static constexpr int kTaps = Tile::kLarge ? kLargeTaps : kMostTaps;
   struct Table {
-    Place origin[Tile::kM], tap[kMostTaps];
+    Place origin[Tile::kM], tap[kTaps];
     int target[Tile::kM];  // the row's pixel in dst, -1 for none
     Block block;
   };

@@ -48,6 +48,9 @@ constexpr int kWhole = 16 / int(sizeof(T));
 // Columns of K that one mma multiplies.
 template <class T>
 constexpr int kStepK = 32 / int(sizeof(T));
+// Bytes of shared memory that a block may have on every card: on those of capability 8.6, 8.9 and
+// 12.0.
+constexpr int kMostShared = 99 * 1024;
 // Terms that kFma, which has one accumulator per element, may sum in one run.
 constexpr int64_t kMostFmaTerms = 4096;
 // Channels of a convolution's group for tiles to be worth it.
@@ -57,6 +60,7 @@ template <int M, int N, int WarpM, int WarpN, int Stages, int Blocks>
 struct Tile {
   static constexpr int kM = M, kN = N, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
   static constexpr int kBlocks = Blocks;  // that share a multiprocessor, by memory and registers
+  static constexpr bool kLarge = (M + N) * Stages * 128 > 90 * 1024;  // bytes of its stages
   static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
 };
 
@@ -516,6 +520,7 @@ void launch_gemm(const Exec& exec, dim3 grid, const P& p) {
     else
       return &mma_kernel<P>;
   }();
+  static_assert(sizeof(GemmShared<P>) <= kMostShared);
   launch(exec, kKernel, grid, dim3(P::Tile::kThreads), sizeof(GemmShared<P>), p);
 }
 

@@ -8,7 +8,7 @@
 
 namespace convgrad::cuda::sim {
 
-constexpr uint64_t kSharedBytes = 1 << 20;  // 227 KB of them used
+constexpr uint64_t kSharedBytes = 1 << 20;  // 99 KB of them used
 constexpr uint64_t kHostBytes = uint64_t{1} << 30;
 constexpr uint64_t kDeviceBytes = uint64_t{1} << 33;
 constexpr uint64_t kHostBegin = kSharedBytes, kDeviceBegin = kHostBegin + kHostBytes;

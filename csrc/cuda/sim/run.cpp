@@ -229,7 +229,8 @@ void check_limits(const Launch& launch) {
     refuse("a grid of " + triple(grid.x, grid.y, grid.z) +
            " blocks; at most 2^31 - 1 along x, 65535 along y and z");
   if (launch.shared_bytes > kMaxShared)
-    refuse(std::to_string(launch.shared_bytes) + " bytes of shared memory; at most 227 KB");
+    refuse(std::to_string(launch.shared_bytes) +
+           " bytes of shared memory; at most 99 KB, as on cards of capability 8.6");
   int device = 0, stream_device = 0;
   cudaGetDevice(&device);
   cudaStreamGetDevice(static_cast<cudaStream_t>(launch.stream), &stream_device);

@@ -116,10 +116,16 @@ def fit(
 ) -> train.History:
     """Trains ``model`` on (image, labels) pairs by Adam; a row per epoch.
 
-    The order of the draws follows from ``seed``.
+    The order of the draws follows from ``seed``, or is the data set's own if that says ``shuffle =
+    False``.
     """
     batches = data.DataLoader(
-        dataset, settings.batch_size, shuffle=True, seed=seed, drop_last=True, num_workers=1
+        dataset,
+        settings.batch_size,
+        shuffle=getattr(dataset, "shuffle", True),
+        seed=seed,
+        drop_last=True,
+        num_workers=1,
     )
     optimizer = optim.Adam(model.parameters(), lr=settings.lr)
     steps = settings.epochs * len(batches)

@@ -1,0 +1,5 @@
+import sys
+
+from bench.lab.conv import main
+
+sys.exit(main())
