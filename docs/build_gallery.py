@@ -106,12 +106,14 @@ SECTIONS = (
         "digits",
         "Digits",
         "1,797 handwritten digits: learning curves, the confusion matrix of the 540 test images, "
-        "the first layer's filters, and what these answer to five digits.",
+        "the first layer's filters, what these answer to five digits, and which parts of a digit "
+        "speak for its class (Grad-CAM).",
         (
             Picture("learning_curves.png", "loss and accuracy by epoch"),
             Picture("confusion_matrix.png", "confusion matrix of the ten digits"),
             Picture("filters.png", "32 filters of 3x3 weights"),
             Picture("feature_maps.png", "feature maps of five digits"),
+            Picture("heat_maps.png", "heat maps over ten digits"),
         ),
     ),
     Section(
@@ -130,7 +132,8 @@ SECTIONS = (
         "Lee's convolutional deep belief network on whitened photographs. Nobody told it what an "
         "edge is: most filters become short edges and bars of one orientation (the maps show where "
         "in four held-out crops they answer). Those of the second layer join them to longer lines "
-        "and corners.",
+        "and arcs; a third of them is still noise after the default run, and fewer with `--epochs "
+        "60`.",
         (
             Picture("filters.png", "24 filters of 10x10 weights, most of them oriented edges"),
             Picture("feature_maps.png", "probabilities of 24 pooling maps in four crops"),

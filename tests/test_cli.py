@@ -26,6 +26,7 @@ RUN_FILES = [
     "confusion_matrix.png",
     "feature_maps.png",
     "filters.png",
+    "heat_maps.png",
     "learning_curves.png",
     "metrics.jsonl",
     "model.safetensors",

@@ -7,11 +7,13 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from convgrad.tensor import Tensor  # the first: what it imports imports mixed_precision
+
+# isort: split
 from convgrad import _tape
 from convgrad.backend import CudaBackend, is_array, of
 from convgrad.capturing import Recorder, recorder, recording
 from convgrad.mixed_precision import autocast_dtype, own_casts
-from convgrad.tensor import Tensor
 
 __all__ = ["CapturedStep", "capture"]
 

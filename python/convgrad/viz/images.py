@@ -193,7 +193,7 @@ def heat_maps(images: Any, maps: Any, points: Any, path: Path, title: str = "") 
     ValueError for other shapes and for maps that are not finite.
     """
     shown = _pictures("heat_maps", "images", images)
-    heat = _pictures("heat_maps", "maps", maps, len(shown))
+    heat = _stretched(_pictures("heat_maps", "maps", maps, len(shown)))
     marks = None if points is None else _rows("heat_maps", "points", points, len(shown), 2)
     figure, axes = _grid(shown, title)
     for i, (at, image) in enumerate(zip(axes, shown)):
@@ -202,7 +202,7 @@ def heat_maps(images: Any, maps: Any, points: Any, path: Path, title: str = "") 
         at.imshow(
             heat[i],
             cmap="inferno",
-            alpha=SHADE,
+            alpha=0.15 + 0.5 * heat[i],  # where nothing is seen, the image shows through
             interpolation="bilinear",
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )
