@@ -132,8 +132,7 @@ SECTIONS = (
         "Lee's convolutional deep belief network on whitened photographs. Nobody told it what an "
         "edge is: most filters become short edges and bars of one orientation (the maps show where "
         "in four held-out crops they answer). Those of the second layer join them to longer lines "
-        "and arcs; a third of them is still noise after the default run, and fewer with `--epochs "
-        "60`.",
+        "and arcs.",
         (
             Picture("filters.png", "24 filters of 10x10 weights, most of them oriented edges"),
             Picture("feature_maps.png", "probabilities of 24 pooling maps in four crops"),
@@ -160,6 +159,13 @@ SECTIONS = (
             Picture("heat_maps.png", "class activation maps of the same slices"),
             Picture("grow_cut.png", "six slices with true and grown lesions"),
         ),
+    ),
+    Section(
+        "tumour",
+        "Tumours in two phases",
+        "Core, enhancing rim and edema of simulated lesions by Havaei's networks. After phase 1, "
+        "on balanced patches, they see tumour in many places; phase 2 teaches them how rare it is.",
+        (Picture("overlays.png", "five slices, thresholds and two networks after both phases"),),
     ),
 )
 

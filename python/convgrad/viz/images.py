@@ -33,8 +33,8 @@ def filters(weights: Any, path: Path, title: str = "") -> None:
     """A first layer's filters as a grid, in grey, each by its own largest weight; 0 is mid-grey.
 
     Args:
-        weights: (K, C, h, w), or (K, C, d, h, w) in 3-D. K filters of one plane are laid out as a
-            square; else each filter is a row, of its C channels and d planes.
+        weights: (K, C, h, w), or (K, C, d, h, w) in 3-D. The K filters are laid out as a grid,
+            each as a strip of its C channels and d planes.
         path: the PNG file to write.
 
     ValueError for other shapes and for weights that are not finite.
@@ -47,10 +47,11 @@ def filters(weights: Any, path: Path, title: str = "") -> None:
     _check_finite("filters", "weights", w)
     planes = w.reshape(len(w), -1, *w.shape[-2:]).astype(np.float64)
     planes = planes / np.maximum(np.abs(planes).max((1, 2, 3), keepdims=True), 1e-300)
-    columns = planes.shape[1] if planes.shape[1] > 1 else _columns(len(w))
     finer = max(1, 24 // max(w.shape[-2:]))  # so that the gaps between small filters are thin
-    tiles = planes.reshape(-1, *w.shape[-2:]).repeat(finer, 1).repeat(finer, 2)
-    picture = _mosaic(tiles, columns)
+    tiles = planes.repeat(finer, 2).repeat(finer, 3)
+    rows = np.stack([_mosaic(tile, len(tile)) for tile in tiles])  # a filter each
+    apart = 1 / 12 if len(tiles[0]) == 1 else 1 / 5
+    picture = _mosaic(rows, _columns(len(rows), rows.shape[1] / rows.shape[2]), apart)
     figure = new_figure(*_size(picture.shape, 4.2), title)
     axes = figure.subplots()
     _hide(axes)
@@ -263,16 +264,18 @@ def _rows(op: str, name: str, value: Any, count: int, width: int) -> np.ndarray:
 # ---- drawing ----
 
 
-def _columns(count: int) -> int:
-    """Of a grid about as wide as high, or up to twice as wide if then no place stays empty."""
-    least = math.ceil(math.sqrt(count))
+def _columns(count: int, aspect: float = 1.0) -> int:
+    """Of a grid of tiles, height / width = ``aspect``, about as wide as high, or up to twice as
+    wide if then no place stays empty."""
+    least = math.ceil(math.sqrt(count * aspect))
     return next((c for c in range(least, 2 * least) if count % c == 0), least)
 
 
-def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (N, h, w) in rows of ``columns`` in one picture, with gaps of NaN between them."""
+def _mosaic(tiles: np.ndarray, columns: int, share: float = 1 / 12) -> np.ndarray:
+    """Tiles (N, h, w) in rows of ``columns`` in one picture, with gaps of NaN between them, this
+    share of a tile's shorter side."""
     n, height, width = tiles.shape
-    gap = max(1, round(max(height, width) / 12))
+    gap = max(1, round(min(height, width) * share))
     rows = -(-n // columns)
     out = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for i, tile in enumerate(tiles):

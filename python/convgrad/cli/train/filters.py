@@ -20,7 +20,7 @@ from convgrad.tasks import filters
 __all__ = ["TASKS", "add_parsers", "build", "evaluate", "run"]
 
 TASKS = ("filters",)
-EPOCHS = 40
+EPOCHS = 80
 EVERY = 5  # epochs between lines
 TEST_CROPS = 200
 SHOWN = ("brick", "chelsea", "coins", "stereo_motorcycle")
