@@ -239,7 +239,7 @@ def test_dtypes():
     assert net.count.array.dtype == np.int64 and net.scratch.array.dtype == np.float64
     assert net.float().to(DEVICE).to(dtype=np.float32).scale.array.dtype == np.float32
     assert net.to(cg.tensor([1.0])).to(DEVICE) is net
-    with pytest.raises(TypeError, match="float32 or float64. Got int32"):
+    with pytest.raises(TypeError, match="a floating type. Got int32"):
         net.to(np.int32)
     with pytest.raises(RuntimeError, match="not available"):
         net.cuda(99)
@@ -345,7 +345,5 @@ def test_errors_in_words():
         nn.Conv3d(1, 1, 3, stride=2, padding="same")
     with pytest.raises(ValueError, match=r"an int or 2 of them. Got \(3, 3, 3\)"):
         nn.Conv2d(1, 1, (3, 3, 3))
-    with pytest.raises(
-        TypeError, match="Only float32 and float64 arrays can require gradients. Got int64"
-    ):
+    with pytest.raises(TypeError, match="Only float arrays can require gradients. Got int64"):
         nn.Linear(1, 1, dtype=np.int64)

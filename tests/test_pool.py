@@ -397,7 +397,7 @@ def test_errors():
         F.max_pool2d(zeros(1, 2, 0, 6), 1)
     with pytest.raises(ValueError, match=r"have a tap on the input.*\(1, 1, 2\)"):
         F.max_pool1d(zeros(1, 1, 2), 2, 1, 1, 3)
-    with pytest.raises(TypeError, match=r"must be float32 or float64. Got int64"):
+    with pytest.raises(TypeError, match=r"must be float32.* float64.*\. Got int64"):
         F.max_pool1d(cg.tensor(np.zeros((1, 1, 4), np.int64)), 2)
 
 

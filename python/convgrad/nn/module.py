@@ -418,7 +418,7 @@ class Module:
 
     def _convert_own(self, dtype: Any) -> None:
         """Converts what this module itself holds."""
-        for _, tensor in self._own(PARAMETER, BUFFER):
+        for _, tensor in self._own(PARAMETER, BUFFER, TEMPORARY):
             target = backend.of(tensor.array)
             wanted = checked_dtype("Module.to", dtype, target)
             if wanted.kind not in FLOATS:

@@ -102,9 +102,9 @@ def run(args: argparse.Namespace) -> int:
         f"{sum(p.numel() for p in model.parameters())} parameters; run folder {path}"
     )
     with timed("trained"):
-        first_heads = _fit(model, source, config, path)
+        first_heads, thresholds = _fit(model, source, config, path)
     io.save(model.state_dict(), path / run_folder.WEIGHTS)
-    _finish(model, source, first_heads, config, path)
+    _finish(model, source, first_heads, thresholds, config, path)
     return 0
 
 
@@ -129,15 +129,18 @@ def _source(config: dict[str, Any]) -> Any:
         raise UserError(str(error)) from None
 
 
-def _fit(model: Any, source: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Trains each part of the model in both phases. Returns the last layers after phase 1."""
+def _fit(
+    model: Any, source: Any, config: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], Thresholds]:
+    """Trains each part of the model in both phases. Returns the last layers after phase 1, and
+    thresholds chosen on some of the first one's slices."""
     settings = Settings(
         epochs=tuple(config["epochs"]),
         steps=config["steps"],
         batch_size=config["batch_size"],
         lr=tuple(config["lr"]),
     )
-    first_heads = {}
+    first_heads, thresholds = {}, Thresholds()
     for number, (name, net) in enumerate(tumour.parts(model).items()):
         try:
             slices, validation = (
@@ -146,6 +149,8 @@ def _fit(model: Any, source: Any, config: dict[str, Any], path: Path) -> dict[st
             )
         except ValueError as error:
             raise UserError(str(error)) from None
+        if number == 0:
+            thresholds.fit(_few(slices))
         rows: train.History = []
         for phase in (1, 2):
             say(f"{name}, phase {phase}")
@@ -160,7 +165,7 @@ def _fit(model: Any, source: Any, config: dict[str, Any], path: Path) -> dict[st
         viz.learning_curves(rows, path / f"learning_curves_{name}.png", title)
         filters = net.local1[0].weight.detach().cpu().numpy()[:FILTERS]
         viz.filters(filters, path / f"filters_{name}.png", f"{name}, 7x7 filters")
-    return first_heads
+    return first_heads, thresholds
 
 
 def _copied(module: Any) -> dict[str, Any]:
@@ -171,11 +176,15 @@ def _copied(module: Any) -> dict[str, Any]:
 
 
 def _finish(
-    model: Any, source: Any, first_heads: dict[str, Any], config: dict[str, Any], path: Path
+    model: Any,
+    source: Any,
+    first_heads: dict[str, Any],
+    thresholds: Thresholds,
+    config: dict[str, Any],
+    path: Path,
 ) -> None:
     """Measures the test slices before and after phase 2, draws, prints the table."""
     subjects = source.test()
-    thresholds = Thresholds().fit(_few(source.training()))
     results = {"thresholds": [thresholds.segment(s.slices) for s in subjects]}
     for name, net in tumour.parts(model).items():
         views = [tumour.seen(model, name, s.slices).images for s in subjects]
