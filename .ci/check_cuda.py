@@ -1,7 +1,7 @@
 """What the compiled GPU code must look like, read with cuobjdump (PyPI: nvidia-cuda-cuobjdump):
 no registers spilled to memory, no atomic operations on floating-point numbers (they would add in a
 different order each time), and tensor-core instructions in the kernels that are meant to use them.
-Of every architecture that the module holds.
+Of every architecture that the module holds. And that a wheel of six keeps to its 25 MB.
 
     python .ci/check_cuda.py python/convgrad/_cuda*.so
 """
@@ -10,12 +10,15 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
 # SASS of atomics on floats: RED or ATOM with a type of F16, F32, F64 or packed halves.
 FLOAT_ATOMIC = re.compile(r"\b(?:RED|ATOM|ATOMG|ATOMS)\.\S*(?:F16|F32|F64|BF16)")
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA)\.\S+")
+# Zipped, per architecture: six are 13 MB and one is 3 (2026-11-24), of the 25 MB that they may be.
+MOST_BYTES = 5_000_000
 # Kernels with this in their name are written for the tensor cores.
 MEANT_FOR_TENSOR_CORES = "mma"
 # The type in their name says by which instruction.
@@ -88,6 +91,10 @@ def main(module: str) -> int:
     archs = sorted({arch for arch, _ in usage})
     print(f"{Path(module).name}: {len(usage)} kernels, of {', '.join(archs) or 'none'}")
     wrong = [f"atomic on floats in {a}" for a in atomics]
+    size = len(zlib.compress(Path(module).read_bytes())) // max(1, len(archs))
+    print(f"{size / 1e6:.1f} MB zipped per architecture")
+    if size > MOST_BYTES:
+        wrong.append(f"{size} bytes per architecture are more than {MOST_BYTES}")
     for kernel, used in sorted(usage.items(), key=lambda item: -item[1]["REG"]):
         arch, name = kernel
         on_tensor_cores = MEANT_FOR_TENSOR_CORES in name
