@@ -7,6 +7,7 @@ out, and the CPU's kernels refuse to run, so that no test passes by them.
 
 import gc
 import os
+import signal
 
 import pytest
 
@@ -87,3 +88,11 @@ def torch():
             "torch", reason="parity needs the extra: pip install '.[parity]'"
         )
     return torch
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches children, even if this process was begun to ignore it, as by a script's &."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

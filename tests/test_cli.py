@@ -376,7 +376,7 @@ def test_a_missing_package_names_its_extra(capsys, tmp_path, monkeypatch, packag
     assert not (tmp_path / "run").exists()  # said before the work, not after it
 
 
-def test_control_c_is_exit_code_130(tmp_path):
+def test_control_c_is_exit_code_130(tmp_path, interruptible):
     process = subprocess.Popen(
         [sys.executable, "-m", "convgrad", "train", "digits", "--epochs", "5000", "--out",
          str(tmp_path / "run")],

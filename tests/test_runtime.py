@@ -156,7 +156,7 @@ def test_other_threads_run_while_a_kernel_does() -> None:
     assert ticks >= 5
 
 
-def test_ctrl_c_interrupts_a_loop_of_kernels() -> None:
+def test_ctrl_c_interrupts_a_loop_of_kernels(interruptible: None) -> None:
     code = (
         "import numpy as np, convgrad.functional as F, convgrad as cg\n"
         "x, w = cg.tensor(np.ones((1, 8, 32, 32), 'f')), cg.tensor(np.ones((8, 8, 3, 3), 'f'))\n"
