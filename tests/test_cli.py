@@ -386,7 +386,10 @@ def test_control_c_is_exit_code_130(tmp_path, interruptible):
     assert process.stdout.readline().startswith("epoch ")
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and err == "convgrad: interrupted\n"
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert rows and all(json.loads(row)["epoch"] for row in rows)
