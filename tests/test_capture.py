@@ -92,6 +92,18 @@ def halving(optimizer):
     return optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_region_of_autocast_around_the_calls_casts_anew_in_each(dtype):
+    """A cast that was kept from the step before would be of the weights of then."""
+    eager, captured = Run(captured=False), Run()
+    losses = []
+    for run in (eager, captured):
+        with cg.autocast(dtype):
+            losses.append(run.train())
+    assert losses[0] == losses[1] and len(set(losses[0])) == 6
+    assert_same_bits(eager.state(), captured.state())
+
+
 @pytest.mark.parametrize(
     ("how", "schedule"),
     [
