@@ -45,12 +45,12 @@ class TimedLibrary:
     """The kernels' library, its functions timed where the main thread calls them."""
 
     def __init__(self, library: Any) -> None:
-        self.library = library
+        self.inner = library
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.processor = 0.0  # the main thread's processor time in it
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self.library, name)
+        value = getattr(self.inner, name)
         timed = self._timed(name, value) if callable(value) else value
         setattr(self, name, timed)
         return timed
@@ -76,7 +76,7 @@ class Watch:
     """Times the epochs of updates, wherever they are called, and the kernels in them."""
 
     def __init__(self) -> None:
-        self.library = TimedLibrary(backend.CPU.lib)
+        self.timed = TimedLibrary(backend.CPU.lib)
         self.wall = self.processor = self.processor_in_kernels = 0.0
         self.kernels: defaultdict[str, float] = defaultdict(float)
 
@@ -84,22 +84,22 @@ class Watch:
         self.before = [module._train_epoch for module in LOOPS]
         for module, function in zip(LOOPS, self.before):
             module._train_epoch = functools.partial(self._epoch, function)
-        backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.library
+        backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.timed
         return self
 
     def __exit__(self, *error: object) -> None:
         for module, function in zip(LOOPS, self.before):
             module._train_epoch = function
-        backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.library.library
+        backend.CPU.lib = backend._LIB_BY_TYPE[np.ndarray] = self.timed.inner
 
     def _epoch(self, function: Callable[..., Any], *args: Any) -> Any:
-        before, in_kernels = dict(self.library.seconds), self.library.processor
+        before, in_kernels = dict(self.timed.seconds), self.timed.processor
         start, processor = time.perf_counter(), time.thread_time()
         out = function(*args)
         self.wall += time.perf_counter() - start
         self.processor += time.thread_time() - processor
-        self.processor_in_kernels += self.library.processor - in_kernels
-        for name, seconds in self.library.seconds.items():
+        self.processor_in_kernels += self.timed.processor - in_kernels
+        for name, seconds in self.timed.seconds.items():
             self.kernels[name] += seconds - before.get(name, 0.0)
         return out
 

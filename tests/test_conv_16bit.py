@@ -8,7 +8,12 @@ import pytest
 import convgrad as cg
 from tests.device import ON_CPU, lib
 from tests.reference.conv import conv, conv_gradients, conv_transpose
-from tests.test_conv_cuda import CASES, LARGE_WEIGHT, positional
+from tests.test_conv_cuda import (
+    CASES,
+    LARGE_WEIGHT,
+    assert_addresses_change_no_bit,
+    positional,
+)
 
 pytestmark = [
     pytest.mark.kernel,
@@ -154,21 +159,7 @@ def test_addresses_change_no_bit(case, name):
     x_shape, w_shape, arguments = CASES[case]
     x, w = (normal(rng, s, DTYPES[name]) for s in (x_shape, w_shape))
     dy = normal(rng, conv(x.astype(float), w.astype(float), **arguments).shape, DTYPES[name])
-    at = positional(arguments)
-
-    def moved(a):
-        last = np.moveaxis(a, 1, -1)
-        memory = np.empty(a.size + 1, a.dtype)[1:]
-        memory[...] = last.ravel()
-        return np.moveaxis(memory.reshape(last.shape), -1, 1)
-
-    for call in (
-        lambda x, w, dy: lib.conv_forward(x, w, None, *at),
-        lambda x, w, dy: lib.conv_backward_input(dy, w, x.shape, *at),
-        lambda x, w, dy: lib.conv_backward_weight(dy, x, w.shape, *at, False)[0],
-    ):
-        ours, theirs = call(x, w, dy), call(moved(x), moved(w), moved(dy))
-        np.testing.assert_array_equal(ours, theirs)
+    assert_addresses_change_no_bit(x, w, dy, arguments)
 
 
 @each_dtype

@@ -47,29 +47,30 @@ class _Paths(nn.Module):
     """A TwoPathCNN into which ``early`` channels more come after the first local block and ``late``
     ones before the last convolution."""
 
+    has_local = has_wide = True
+
     def __init__(
         self,
-        channels: int,
-        classes: int,
-        pieces: int,
-        bias: bool,
+        channels: int = 4,
+        classes: int = 5,
+        pieces: int = 2,
+        bias: bool = True,
+        width: float = 1.0,
+        *,
         early: int = 0,
         late: int = 0,
-        local: bool = True,
-        wide: bool = True,
-        width: float = 1.0,
     ) -> None:
         super().__init__()
         if not width > 0:
             raise ValueError(f"[{type(self).__name__}] width must be > 0. Got {width}.")
         local_maps, wide_maps = (max(1, round(maps * width)) for maps in (LOCAL, GLOBAL))
         self.local1 = self.local2 = self.wide = None
-        if local:
+        if self.has_local:
             self.local1 = _Block(channels, local_maps, 7, 4, pieces, bias)
             self.local2 = _Block(local_maps + early, local_maps, 3, 2, pieces, bias)
-        if wide:
+        if self.has_wide:
             self.wide = _Block(channels, wide_maps, 13, 1, pieces, bias)
-        features = local_maps * local + wide_maps * wide + late
+        features = local_maps * self.has_local + wide_maps * self.has_wide + late
         self.head = nn.Conv2d(features, classes, HEAD, bias=bias)
         self._initialise()
 
@@ -97,43 +98,17 @@ class TwoPathCNN(_Paths):
     """(N, channels, H, W) -> (N, classes, H - 32, W - 32): a local path of 7x7 and 3x3
     convolutions beside a path of one 13x13 convolution. 651,488 weights as the paper counts."""
 
-    def __init__(
-        self,
-        channels: int = 4,
-        classes: int = 5,
-        pieces: int = 2,
-        bias: bool = True,
-        width: float = 1.0,
-    ) -> None:
-        super().__init__(channels, classes, pieces, bias, width=width)
-
 
 class LocalPathCNN(_Paths):
     """:class:`TwoPathCNN` without its wide path."""
 
-    def __init__(
-        self,
-        channels: int = 4,
-        classes: int = 5,
-        pieces: int = 2,
-        bias: bool = True,
-        width: float = 1.0,
-    ) -> None:
-        super().__init__(channels, classes, pieces, bias, wide=False, width=width)
+    has_wide = False
 
 
 class GlobalPathCNN(_Paths):
     """:class:`TwoPathCNN` without its local path."""
 
-    def __init__(
-        self,
-        channels: int = 4,
-        classes: int = 5,
-        pieces: int = 2,
-        bias: bool = True,
-        width: float = 1.0,
-    ) -> None:
-        super().__init__(channels, classes, pieces, bias, local=False, width=width)
+    has_local = False
 
 
 class _Cascade(nn.Module):
@@ -161,9 +136,9 @@ class _Cascade(nn.Module):
             classes,
             pieces,
             bias,
-            more["early"],
-            more["late"],
-            width=width,
+            width,
+            early=more["early"],
+            late=more["late"],
         )
 
     def opinion(self, x: Tensor) -> Tensor:
