@@ -107,6 +107,38 @@ def test_a_cast_of_autocast_from_before_the_call_is_not_captured(dtype):
     assert_same_bits(eager.state(), captured.state())
 
 
+class ScaledRun(Run):
+    """A step of float16 with a GradScaler that doubles its scale every other good step."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.scaler = cg.GradScaler(init_scale=256.0, growth_interval=2)
+
+    def step(self, x, target):
+        self.optimizer.zero_grad()
+        with cg.autocast("float16"):
+            loss = F.cross_entropy(self.net(x), target)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+
+def test_a_scaler_inside_skips_and_grows_as_eager():
+    runs = [ScaledRun(captured=False), ScaledRun()]
+    scales = []
+    for run in runs:
+        cg.manual_seed(5)
+        for i, (x, target) in enumerate(batches(9)):
+            before = run.net.out.weight.numpy(force=True)
+            run.call(x * float("inf") if i == 6 else x, target)
+            same = (run.net.out.weight.numpy(force=True) == before).all()
+            assert same == (i == 6)  # replayed by then: the first two calls warm up
+            scales.append(run.scaler.get_scale())
+    assert scales[:9] == scales[9:] and scales[6] < scales[5] > scales[0]
+    np.testing.assert_array_equal(*(run.net.out.weight.numpy(force=True) for run in runs))
+
+
 @pytest.mark.parametrize(
     ("how", "schedule"),
     [
